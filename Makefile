@@ -1,0 +1,64 @@
+# egress-gateway: build, try, test. `make` alone lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export CGO_ENABLED := 0
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+BIN := build/bin
+AGENTS := $(BIN)/gateway-agent $(BIN)/cluster-agent
+LDFLAGS := -s -w -X egress-gateway.io/shared/daemon.version=$(VERSION)
+
+# Packages whose tests need a lab of their own; they run alone, one after the
+# other, so that no two fight for the two cores while something is timed out.
+LAB_PACKAGES := ./test/lab/... ./test/e2e/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -e /test/lab -e /test/e2e)
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install the Debian packages that the lab needs (root), or print the line
+	@test/setup/packages.sh $(firstword $(MAKECMDGOALS))
+
+.PHONY: build
+build: ## build the agents and the lab into build/bin
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./test/lab/cmd/lab ./test/demo
+
+.PHONY: lab-bin
+lab-bin: ## build kube-apiserver, kube-controller-manager and nats-server (once; about 5 minutes)
+	@test/kube/build.sh
+	@test/tools/build.sh nats-server
+
+.PHONY: demo
+demo: setup build lab-bin ## the whole main job, told step by step, on this machine (root)
+	@$(BIN)/demo
+
+.PHONY: lab-up
+lab-up: setup build lab-bin ## start the lab and leave it running (root)
+	@$(BIN)/lab up
+
+.PHONY: lab-down
+lab-down: ## remove the lab and all that it made (root)
+	@$(BIN)/lab down
+
+.PHONY: test
+test: setup build lab-bin verify ## everything: verify, unit, kernel, Kubernetes, NATS and end-to-end tests (root)
+	go test -count=1 -timeout 20m $(UNIT_PACKAGES)
+	go test -count=1 -p 1 -timeout 40m $(LAB_PACKAGES)
+
+.PHONY: verify
+verify: ## gofmt, vet, staticcheck, govulncheck, import rules, generated files, go mod tidy
+	@test/verify/verify.sh
+
+.PHONY: generate
+generate: ## regenerate the CRDs and the deep copies
+	@test/verify/generate.sh
+
+.PHONY: fuzz
+fuzz: ## run each fuzz target for FUZZTIME (default 10s)
+	@test/verify/fuzz.sh $(or $(FUZZTIME),10s)
+
+.PHONY: bench
+bench: setup build lab-bin ## measure; figures to build/bench/*.json (BENCH=control) (root)
+	@go test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./test/bench
