@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+// The files in the state directory.
+const (
+	stateName   = "state.json"
+	confirmName = "confirm-removals.json"
+	lockName    = "lock"
+)
+
+// ErrRunning says that another gateway-agent holds the state directory.
+var ErrRunning = errors.New("a gateway-agent is running on this state directory")
+
+// Store is the disk copy of a Memory, in a directory that belongs to one
+// gateway-agent. It is not safe for concurrent use.
+type Store struct {
+	dir     string
+	written []byte // what the file holds, to write only what differs
+}
+
+// OpenStore returns the store in dir, which it creates if need be.
+func OpenStore(dir string) (*Store, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("state directory: %w", err)
+	}
+	return &Store{dir: dir}, nil
+}
+
+// Lock takes the directory for this process, until unlock is called or the
+// process ends. It returns ErrRunning at once if another process has it.
+func (s *Store) Lock() (unlock func() error, err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, ErrRunning
+		}
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	return f.Close, nil
+}
+
+// Loaded is what Load found.
+type Loaded struct {
+	Memory Memory
+	// Found says that there is a disk copy that could be read.
+	Found bool
+	// Problems name single records that had to be left out.
+	Problems []plan.Problem
+	// Corrupt says why the copy could not be used, and Aside where it was put.
+	Corrupt error
+	Aside   string
+}
+
+// Load reads the disk copy without touching it. A missing or a corrupt one is
+// no error of Load.
+func (s *Store) Load() (Loaded, error) {
+	b, err := os.ReadFile(filepath.Join(s.dir, stateName))
+	empty := Memory{Clusters: map[string]Cluster{}}
+	if errors.Is(err, fs.ErrNotExist) {
+		return Loaded{Memory: empty}, nil
+	}
+	if err != nil {
+		return Loaded{}, fmt.Errorf("read the disk copy: %w", err)
+	}
+	m, problems, err := DecodeState(b)
+	if err != nil {
+		return Loaded{Memory: empty, Corrupt: err}, nil
+	}
+	s.written = b
+	return Loaded{Memory: m, Found: true, Problems: problems}, nil
+}
+
+// SetAside loads, and moves a corrupt disk copy out of the way, so that it can
+// be looked at and the next Save does not overwrite it.
+func (s *Store) SetAside(now time.Time) (Loaded, error) {
+	l, err := s.Load()
+	if err != nil || l.Corrupt == nil {
+		return l, err
+	}
+	l.Aside = filepath.Join(s.dir, stateName+".corrupt-"+now.UTC().Format("20060102T150405.000Z"))
+	if err := os.Rename(filepath.Join(s.dir, stateName), l.Aside); err != nil {
+		return l, fmt.Errorf("set the corrupt disk copy aside: %w", err)
+	}
+	return l, nil
+}
+
+// Save makes m the disk copy, durably, if it differs from it. It reports
+// whether it wrote.
+func (s *Store) Save(m Memory) (bool, error) {
+	b, err := EncodeState(m)
+	if err != nil || bytes.Equal(b, s.written) {
+		return false, err
+	}
+	if err := s.replace(stateName, b); err != nil {
+		return false, fmt.Errorf("write the disk copy: %w", err)
+	}
+	s.written = b
+	return true, nil
+}
+
+// Remove deletes the disk copy and a pending confirmation.
+func (s *Store) Remove() error {
+	s.written = nil
+	var errs []error
+	for _, name := range []string{stateName, confirmName} {
+		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(append(errs, s.syncDir())...)
+}
+
+// confirmation is one held tenant that the operator lets go.
+type confirmation struct {
+	Cluster string `json:"cluster"`
+	Name    string `json:"name"`
+	UID     string `json:"uid"`
+}
+
+// RequestConfirm leaves word for the daemon that the held tenants of m may go.
+func (s *Store) RequestConfirm(m Memory) error {
+	var list []confirmation
+	for _, r := range m.HeldRefs() {
+		e, _ := m.Entry(r)
+		list = append(list, confirmation{r.Cluster, r.Name, e.Record.UID})
+	}
+	b, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("encode the confirmation: %w", err)
+	}
+	if err := s.replace(confirmName, append(b, '\n')); err != nil {
+		return fmt.Errorf("leave the confirmation: %w", err)
+	}
+	return nil
+}
+
+// Confirmed returns the tenants that RequestConfirm named, by their UID; nil if
+// there is no request.
+func (s *Store) Confirmed() (map[Ref]string, error) {
+	b, err := os.ReadFile(filepath.Join(s.dir, confirmName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the confirmation: %w", err)
+	}
+	var list []confirmation
+	if err := json.Unmarshal(b, &list); err != nil {
+		return nil, fmt.Errorf("read the confirmation %s: %w", confirmName, err)
+	}
+	out := make(map[Ref]string, len(list))
+	for _, c := range list {
+		out[Ref{c.Cluster, c.Name}] = c.UID
+	}
+	return out, nil
+}
+
+// DropConfirmed deletes the request: it was carried out.
+func (s *Store) DropConfirmed() error {
+	if err := os.Remove(filepath.Join(s.dir, confirmName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop the confirmation: %w", err)
+	}
+	return nil
+}
+
+// replace writes a file so that after a crash either the old or the new content
+// is there: the file is synced before, and the directory after, the rename.
+func (s *Store) replace(name string, b []byte) error {
+	// A fixed name: what a crash leaves behind is overwritten the next time.
+	f, err := os.OpenFile(filepath.Join(s.dir, "."+name+".new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, werr := f.Write(b)
+	if err := errors.Join(werr, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(s.dir, name)); err != nil {
+		return err
+	}
+	return s.syncDir()
+}
+
+func (s *Store) syncDir() error {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
