@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+)
+
+// GatewayAgentName and the names given to StartClusterAgent are those under
+// which Process finds the agents.
+const GatewayAgentName = "gateway-agent"
+
+// GatewayStateDir is the agent's state directory; it outlives ResetGateway.
+func (l *Lab) GatewayStateDir() string { return l.path("gateway") }
+
+// GatewayEnv is the environment that StartGatewayAgent gives to the agent.
+func (l *Lab) GatewayEnv() map[string]string {
+	return map[string]string{
+		"GATEWAY_NAME": "gw1", "GATEWAY_GROUP": "default",
+		"GATEWAY_INTERNAL_INTERFACE": "enp1s0", "GATEWAY_EXTERNAL_INTERFACE": "enp7s0",
+		"GATEWAY_NATS_URL": l.NATSURL(), "GATEWAY_STATE_DIR": l.GatewayStateDir(),
+	}
+}
+
+// StartGatewayAgent starts gateway-agent on the gateway VM. env adds to
+// GatewayEnv and wins over it; an empty value takes a variable away. With args
+// it runs a subcommand under a name of its own, beside the agent. It does not
+// wait for readiness, and ctx ends with the call: it does not end the process.
+func (l *Lab) StartGatewayAgent(ctx context.Context, env map[string]string, args ...string) (*Process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("start gateway-agent: %w", err)
+	}
+	name := GatewayAgentName
+	if len(args) > 0 {
+		name += "-" + args[0]
+	}
+	return l.Start(PartGateway, name, override(l.GatewayEnv(), env), append([]string{"gateway-agent"}, args...)...)
+}
+
+// GatewayCommand runs a subcommand of gateway-agent to its end, with the
+// environment of the agent, and returns its output.
+func (l *Lab) GatewayCommand(args ...string) (string, error) {
+	binary, err := l.lookPath("gateway-agent")
+	if err != nil {
+		return "", err
+	}
+	out, err := l.command(PartGateway, l.GatewayEnv(), append([]string{binary}, args...)).CombinedOutput()
+	if err != nil {
+		return string(out), fmt.Errorf("gateway-agent %v: %w: %s", args, err, out)
+	}
+	return string(out), nil
+}
+
+// ClusterEnv is the environment that StartClusterAgent gives to an agent of
+// this name.
+func (l *Lab) ClusterEnv(name string) map[string]string {
+	return map[string]string{
+		"CLUSTER_NAME": "lab", "CLUSTER_POD_NETWORKS": PodNetworks,
+		"CLUSTER_NATS_URL": l.NATSURL(), "CLUSTER_KUBECONFIG": l.path("cluster-agent.kubeconfig"),
+		"CLUSTER_STATE_DIR": l.path("agents", name),
+	}
+}
+
+// StartClusterAgent starts a cluster-agent in the control namespace, under a
+// name of its own. env is as for StartGatewayAgent.
+func (l *Lab) StartClusterAgent(name string, env map[string]string) (*Process, error) {
+	if err := os.MkdirAll(l.path("agents", name), 0o755); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	return l.Start(PartControl, name, override(l.ClusterEnv(name), env), "cluster-agent")
+}
+
+func override(base, with map[string]string) map[string]string {
+	maps.Copy(base, with)
+	maps.DeleteFunc(base, func(_, value string) bool { return value == "" })
+	return base
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"egress-gateway.io/test/lab"
+	"egress-gateway.io/test/lab/namespace"
+)
+
+func up(ctx context.Context, args []string) error {
+	f, name := flags("up", "")
+	bin := f.String("bin", binDir(), "directory with kube-apiserver, nats-server, the agents and lab")
+	dir := f.String("dir", "", "directory for logs and state (default: one in the system's temporary directory)")
+	manifests := f.String("manifests", "", "comma list of YAML files, or directories of them, to apply")
+	nodes := f.Int("nodes", 2, "number of nodes")
+	agents := f.Bool("agents", true, "start gateway-agent and cluster-agent too")
+	leaky := f.Bool("default-via-gateway", false, "let pods without a policy reach the gateway with their own address")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	opts := lab.Options{Name: *name, Dir: *dir, BinDir: *bin, Log: os.Stdout, NodeDefaultViaGateway: *leaky, Detach: true}
+	if *manifests != "" {
+		opts.Manifests = strings.Split(*manifests, ",")
+	}
+	for i := range *nodes {
+		opts.Nodes = append(opts.Nodes, fmt.Sprintf("node%d", i+1))
+	}
+	l, err := lab.Up(ctx, opts)
+	if err != nil {
+		return err
+	}
+	pods, err := l.Populate(ctx, []string{"ns-blue", "ns-red"}, 2)
+	if err == nil && *agents {
+		err = startAgents(ctx, l)
+	}
+	if err != nil {
+		return errors.Join(err, l.Down())
+	}
+	explain(l, pods, *agents)
+	return l.Close()
+}
+
+func startAgents(ctx context.Context, l *lab.Lab) error {
+	if _, err := l.StartGatewayAgent(ctx, nil); err != nil {
+		return err
+	}
+	_, err := l.StartClusterAgent("cluster-agent", nil)
+	return err
+}
+
+// explain tells a person how to look around.
+func explain(l *lab.Lab, pods []*lab.Pod, agents bool) {
+	pod := l.Namespace(pods[0].Part)
+	fmt.Printf(`
+The lab is up. Its parts are network namespaces:
+  %-24s the gateway VM            ip netns exec %[1]s ip -brief address
+  %-24s the control plane         ip netns exec %[2]s env KUBECONFIG=%[3]s kubectl get namespaces
+  %-24s external wire and server  ip netns exec %[4]s tcpdump -ni gw
+  %-24s internal switch           ip netns exec %[5]s bridge link
+`, l.Namespace(lab.PartGateway), l.Namespace(lab.PartControl), l.Kubeconfig(), l.Namespace(lab.PartExternal), l.Namespace(lab.PartInternal))
+	for _, n := range l.Nodes() {
+		fmt.Printf("  %-24s a node                    ip netns exec %[1]s ip rule\n", l.Namespace(lab.Part(n)))
+	}
+	fmt.Println("Pods:")
+	for _, p := range pods {
+		fmt.Printf("  %-36s %s, %s on %s\n", l.Namespace(p.Part), p, p.Address, p.Node)
+	}
+	fmt.Printf("Ask the outside server which source it sees:\n  ip netns exec %s curl -sm 3 %s\n", pod, lab.ServerURL)
+	if agents {
+		fmt.Printf("The agents run; gateway-agent status:\n  lab exec --name %s gw gateway-agent status\n", l.Name())
+	}
+	fmt.Printf("Logs are in %s. To remove it all: lab down --name %s\n", filepath.Join(l.Dir(), "log"), l.Name())
+}
+
+func down(args []string) error {
+	f, name := flags("down", "")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	return lab.DownByName(*name)
+}
+
+func status(args []string) error {
+	f, name := flags("status", "")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	names, err := namespace.List(*name + "-")
+	if err != nil {
+		return err
+	}
+	processes, err := lab.Processes(*name)
+	if err != nil {
+		return err
+	}
+	if len(names) == 0 && len(processes) == 0 {
+		return fmt.Errorf("lab %s is not up", *name)
+	}
+	slices.Sort(names)
+	fmt.Printf("namespaces: %s\n", strings.Join(names, " "))
+	for _, p := range processes {
+		fmt.Printf("%8d %s\n", p.PID, p.Command)
+	}
+	if len(processes) > 0 {
+		fmt.Printf("logs: %s\n", filepath.Join(processes[0].Dir, "log"))
+	}
+	return nil
+}

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"egress-gateway.io/test/lab/namespace"
+)
+
+const (
+	nodeNIC = "eth0"
+	podsBr  = "pods" // the bridge on a node that its pods hang on
+
+	subnetsAnnotation = "k8s.ovn.org/node-subnets"
+	gatewayAnnotation = "k8s.ovn.org/l3-gateway-config"
+	primaryAnnotation = "k8s.ovn.org/node-primary-ifaddr"
+)
+
+// NodeSpec describes a node to add; what is zero is chosen by the lab: the
+// first node gets 192.168.99.21 and 10.128.0.0/23, and so on, the lowest free.
+type NodeSpec struct {
+	Name    string
+	Address netip.Addr   // inside InternalNetwork
+	Subnet  netip.Prefix // inside PodNetworks
+}
+
+// Node is a node of the lab: a namespace and a Node object with the
+// annotations of OVN-Kubernetes.
+type Node struct {
+	Name    string
+	Address netip.Addr
+	Subnet  netip.Prefix
+
+	nextPod     netip.Addr
+	pods        int           // pods made so far, for their names
+	sharedReady chan struct{} // closed once the namespace of SharedNetwork pods is made; nil before
+	podParts    []Part
+}
+
+// Node returns a copy of what the lab knows of a node.
+func (l *Lab) Node(name string) (Node, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := l.nodes[name]
+	if n == nil {
+		return Node{}, false
+	}
+	return *n, true
+}
+
+// Nodes returns the names of the nodes, sorted.
+func (l *Lab) Nodes() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var names []string
+	for name := range l.nodes {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// AddNode adds a node to the network and to the API.
+func (l *Lab) AddNode(ctx context.Context, spec NodeSpec) (*Node, error) {
+	n, err := l.reserveNode(spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := l.makeNode(n); err != nil {
+		return nil, fmt.Errorf("add node %s: %w", n.Name, err)
+	}
+	if err := l.routeBetweenNodes(); err != nil {
+		return nil, fmt.Errorf("add node %s: %w", n.Name, err)
+	}
+	return n, l.registerNode(ctx, n)
+}
+
+// reserveNode fills in what the spec leaves open.
+func (l *Lab) reserveNode(spec NodeSpec) (*Node, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.nodes[spec.Name] != nil {
+		return nil, fmt.Errorf("add node %s: it exists", spec.Name)
+	}
+	index := 0
+	for ; index < maxNodes; index++ {
+		taken := false
+		for _, n := range l.nodes {
+			taken = taken || n.Address == nodeAddress(index) || n.Subnet.Overlaps(nodeSubnet(index))
+		}
+		if !taken {
+			break
+		}
+	}
+	if index == maxNodes && !(spec.Address.IsValid() && spec.Subnet.IsValid()) {
+		return nil, fmt.Errorf("add node %s: no address is left", spec.Name)
+	}
+	n := &Node{Name: spec.Name, Address: spec.Address, Subnet: spec.Subnet}
+	if !n.Address.IsValid() {
+		n.Address = nodeAddress(index)
+	}
+	if !n.Subnet.IsValid() {
+		n.Subnet = nodeSubnet(index)
+	}
+	n.nextPod = firstPod(n.Subnet)
+	l.nodes[n.Name] = n
+	return n, nil
+}
+
+func (l *Lab) makeNode(n *Node) error {
+	part := Part(n.Name)
+	if err := l.makePart(part); err != nil {
+		return err
+	}
+	err := namespace.Sysctl(l.Namespace(part),
+		[2]string{"ipv4/ip_forward", "1"},
+		[2]string{"ipv4/conf/all/rp_filter", "0"},
+		[2]string{"ipv4/conf/default/rp_filter", "0"},
+		[2]string{"ipv4/conf/all/send_redirects", "0"},
+		[2]string{"ipv4/conf/default/send_redirects", "0"},
+		// Else SetNodeAddress would take the new address away with the old one.
+		[2]string{"ipv4/conf/all/promote_secondaries", "1"},
+		// OVN does not follow redirects either; a gateway must not rely on it.
+		[2]string{"ipv4/conf/all/accept_redirects", "0"},
+		[2]string{"ipv4/conf/default/accept_redirects", "0"},
+	)
+	if err != nil {
+		return err
+	}
+	err = l.plug(cable{part: part, nic: nodeNIC, addrs: []string{cidr(n.Address.String(), internalBits)},
+		switchPart: PartInternal, bridge: bridge, port: nodePort(n.Name)})
+	if err != nil {
+		return err
+	}
+	if err := l.makeBridge(part, podsBr, cidr(podRouter(n.Subnet).String(), n.Subnet.Bits())); err != nil {
+		return err
+	}
+	if l.opts.NodeDefaultViaGateway {
+		return l.addRoute(part, "default", GatewayInternal, nodeNIC)
+	}
+	return l.addRoute(part, "default", "", "")
+}
+
+// nodePort is the name of a node's port on the internal switch. A kernel name
+// has 15 characters at most.
+func nodePort(node string) string { return "n-" + node[:min(len(node), 13)] }
+
+// routeBetweenNodes gives each node a route to each other's pods, as OVN's
+// overlay would.
+func (l *Lab) routeBetweenNodes() error {
+	l.mu.Lock()
+	var nodes []Node
+	for _, n := range l.nodes {
+		nodes = append(nodes, *n)
+	}
+	l.mu.Unlock()
+	for _, from := range nodes {
+		for _, to := range nodes {
+			if from.Name == to.Name {
+				continue
+			}
+			if err := l.addRoute(Part(from.Name), to.Subnet.String(), to.Address.String(), nodeNIC); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// RemoveNode takes a node out of the API with its pods, and off the network.
+func (l *Lab) RemoveNode(ctx context.Context, name string) error {
+	l.mu.Lock()
+	n := l.nodes[name]
+	delete(l.nodes, name)
+	l.mu.Unlock()
+	if n == nil {
+		return fmt.Errorf("remove node %s: there is none", name)
+	}
+	now := int64(0)
+	pods, err := l.kube.CoreV1().Pods("").List(ctx, metav1.ListOptions{FieldSelector: "spec.nodeName=" + name})
+	if err != nil {
+		return fmt.Errorf("remove node %s: %w", name, err)
+	}
+	for _, p := range pods.Items {
+		err := l.kube.CoreV1().Pods(p.Namespace).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &now})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove node %s: %w", name, err)
+		}
+	}
+	if err := l.kube.CoreV1().Nodes().Delete(ctx, name, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove node %s: %w", name, err)
+	}
+	errs := []error{l.unplug(PartInternal, nodePort(name))}
+	for _, part := range append(n.podParts, Part(name)) {
+		errs = append(errs, l.dropPart(part))
+	}
+	for _, other := range l.Nodes() {
+		errs = append(errs, l.dropRoute(Part(other), n.Subnet))
+	}
+	return errors.Join(errs...)
+}
+
+// SetNodeSubnet gives a node another pod subnet, on the network and then in the
+// API. Pods that it has keep their old addresses, and are cut off.
+func (l *Lab) SetNodeSubnet(ctx context.Context, name string, subnet netip.Prefix) error {
+	return l.changeNode(ctx, name, func(n *Node) error {
+		old := n.Subnet
+		n.Subnet, n.nextPod = subnet.Masked(), firstPod(subnet)
+		for _, other := range l.Nodes() {
+			if other != name {
+				if err := l.dropRoute(Part(other), old); err != nil {
+					return err
+				}
+			}
+		}
+		return l.readdress(Part(name), podsBr, cidr(podRouter(old).String(), old.Bits()), cidr(podRouter(subnet).String(), subnet.Bits()))
+	})
+}
+
+// SetNodeAddress gives a node another address, on the network and then in the
+// API.
+func (l *Lab) SetNodeAddress(ctx context.Context, name string, addr netip.Addr) error {
+	return l.changeNode(ctx, name, func(n *Node) error {
+		old := n.Address
+		n.Address = addr
+		return l.readdress(Part(name), nodeNIC, cidr(old.String(), internalBits), cidr(addr.String(), internalBits))
+	})
+}
+
+func (l *Lab) changeNode(ctx context.Context, name string, change func(n *Node) error) error {
+	l.mu.Lock()
+	n := l.nodes[name]
+	if n == nil {
+		l.mu.Unlock()
+		return fmt.Errorf("change node %s: there is none", name)
+	}
+	changed := *n
+	l.mu.Unlock()
+	if err := change(&changed); err != nil {
+		return fmt.Errorf("change node %s: %w", name, err)
+	}
+	l.mu.Lock()
+	n.Address, n.Subnet, n.nextPod = changed.Address, changed.Subnet, changed.nextPod
+	l.mu.Unlock()
+	if err := l.routeBetweenNodes(); err != nil {
+		return fmt.Errorf("change node %s: %w", name, err)
+	}
+	return l.registerNode(ctx, &changed)
+}
+
+// registerNode writes the Node object as kubelet and OVN-Kubernetes would.
+func (l *Lab) registerNode(ctx context.Context, n *Node) error {
+	patch := fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q,"labels":{"kubernetes.io/hostname":%q},"annotations":{%q:%q,%q:%q,%q:%q}}}`,
+		n.Name, n.Name, subnetsAnnotation, fmt.Sprintf(`{"default":[%q]}`, n.Subnet),
+		gatewayAnnotation, fmt.Sprintf(`{"default":{"mode":"shared","bridge-id":"br-ex","interface-id":"br-ex_%s","ip-addresses":["%s/%d"],"ip-address":"%s/%d","next-hops":[%q],"next-hop":%q,"node-port-enable":"true","vlan-id":"0"}}`,
+			n.Name, n.Address, internalBits, n.Address, internalBits, GatewayInternal, GatewayInternal),
+		primaryAnnotation, fmt.Sprintf(`{"ipv4":"%s/%d"}`, n.Address, internalBits))
+	if err := l.applyNode(ctx, n.Name, patch); err != nil {
+		return err
+	}
+	status := fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q},"status":{"addresses":[{"type":"InternalIP","address":%q},{"type":"Hostname","address":%q}],"conditions":[{"type":"Ready","status":"True","reason":"Lab","message":"a node of the lab"}]}}`,
+		n.Name, n.Address, n.Name)
+	return l.applyNode(ctx, n.Name, status, "status")
+}
+
+func (l *Lab) applyNode(ctx context.Context, name, object string, subresources ...string) error {
+	force := true
+	_, err := l.kube.CoreV1().Nodes().Patch(ctx, name, types.ApplyPatchType, []byte(object),
+		metav1.PatchOptions{FieldManager: "lab", Force: &force}, subresources...)
+	if err != nil {
+		return fmt.Errorf("write node %s %s: %w", name, strings.Join(subresources, ""), err)
+	}
+	return nil
+}
