@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Config says how to reach NATS and as whom. Make it a field named NATS of an
+// envconfig struct: with the prefix GATEWAY its variables are GATEWAY_NATS_URL,
+// GATEWAY_NATS_CREDS_FILE and so on.
+//
+// Secrets are never values of variables, but files. Files are read again at each
+// connect, so that they can be rotated without a restart.
+type Config struct {
+	// URL lists servers: nats:// or tls://host:port, comma-separated.
+	URL []string `default:"nats://127.0.0.1:4222"`
+	// CredsFile holds a JWT and its key (operator mode, hosted NATS).
+	CredsFile string `split_words:"true"`
+	// NkeyFile holds an nkey seed.
+	NkeyFile string `split_words:"true"`
+	// User and PasswordFile are for quick starts.
+	User         string
+	PasswordFile string `split_words:"true"`
+	// CAFile verifies the server; CertFile and KeyFile are the client's own.
+	CAFile   string `split_words:"true"`
+	CertFile string `split_words:"true"`
+	KeyFile  string `split_words:"true"`
+	// TLSFirst begins with TLS instead of NATS's plain greeting, as TLS
+	// passthrough needs. The server must have handshake_first.
+	TLSFirst bool `split_words:"true"`
+	// Replicas is the number of copies of what this agent creates in JetStream.
+	Replicas int `default:"1"`
+}
+
+// Validate checks everything that needs no connection. Its messages name the
+// variable, for which prefix is what stands before them ("GATEWAY_NATS"), the
+// value and the remedy; never a secret. All errors are joined.
+func (c Config) Validate(prefix string) error {
+	var errs []error
+	bad := func(field, value, remedy string) {
+		errs = append(errs, fmt.Errorf("%s_%s=%q: %s", prefix, field, value, remedy))
+	}
+	if len(c.URL) == 0 {
+		bad("URL", "", "give at least one server, such as nats://nats.example:4222")
+	}
+	for _, s := range c.URL {
+		if remedy := urlRemedy(s); remedy != "" {
+			bad("URL", redact(s), remedy)
+		}
+	}
+	for _, f := range []struct{ field, path string }{
+		{"CREDS_FILE", c.CredsFile}, {"NKEY_FILE", c.NkeyFile}, {"PASSWORD_FILE", c.PasswordFile},
+		{"CA_FILE", c.CAFile}, {"CERT_FILE", c.CertFile}, {"KEY_FILE", c.KeyFile},
+	} {
+		if err := readable(f.path); err != nil {
+			bad(f.field, f.path, err.Error()+"; give the path of a file that this process may read, or leave the variable out")
+		}
+	}
+	if (c.User == "") != (c.PasswordFile == "") {
+		bad("USER", c.User, "a user needs "+prefix+"_PASSWORD_FILE, and the other way round; set both or neither")
+	}
+	if (c.CertFile == "") != (c.KeyFile == "") {
+		bad("CERT_FILE", c.CertFile, "a certificate needs "+prefix+"_KEY_FILE, and the other way round; set both or neither")
+	}
+	if n := c.identities(); n > 1 {
+		bad("CREDS_FILE", c.CredsFile, "only one of CREDS_FILE, NKEY_FILE and USER can be used; leave the others out")
+	}
+	if c.Replicas < 1 || c.Replicas > 5 {
+		bad("REPLICAS", fmt.Sprint(c.Replicas), "want 1 for a single server, 3 for a cluster of three, at most 5")
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) identities() (n int) {
+	for _, s := range []string{c.CredsFile, c.NkeyFile, c.User} {
+		if s != "" {
+			n++
+		}
+	}
+	return n
+}
+
+// urlRemedy says what to do about a server's URL, or "".
+func urlRemedy(s string) string {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Hostname() == "":
+		return "not a URL; want nats://host:port or tls://host:port"
+	case u.Scheme != "nats" && u.Scheme != "tls":
+		return "unknown scheme; want nats:// or tls://"
+	case u.User != nil:
+		return "a URL must hold no user or password (it is logged); use the USER and PASSWORD_FILE variables"
+	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
+		return "a server's URL ends with its port; want nats://host:port or tls://host:port"
+	}
+	return ""
+}
+
+// redact removes what could be a secret from something that should be a URL.
+func redact(s string) string {
+	if i := strings.LastIndex(s, "@"); i >= 0 {
+		return "...@" + s[i+1:]
+	}
+	return s
+}
+
+func readable(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// options turns the configuration into options of nats.go.
+func (c Config) options() ([]nats.Option, error) {
+	var out []nats.Option
+	if c.CredsFile != "" {
+		out = append(out, nats.UserCredentials(c.CredsFile))
+	}
+	if c.NkeyFile != "" {
+		o, err := nats.NkeyOptionFromSeed(c.NkeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read nkey seed %s: %w", c.NkeyFile, err)
+		}
+		out = append(out, o)
+	}
+	if c.User != "" {
+		out = append(out, nats.UserInfoHandler(c.userInfo))
+	}
+	if c.CAFile != "" {
+		out = append(out, nats.RootCAs(c.CAFile))
+	}
+	if c.CertFile != "" {
+		out = append(out, nats.ClientCert(c.CertFile, c.KeyFile))
+	}
+	if c.TLSFirst {
+		out = append(out, nats.Secure(), nats.TLSHandshakeFirst())
+	}
+	return out, nil
+}
+
+// userInfo is called at each connect. A password file that can not be read
+// then makes this attempt fail at the server, and the next one tries again.
+func (c Config) userInfo() (user, password string) {
+	b, err := os.ReadFile(c.PasswordFile)
+	if err != nil {
+		return c.User, ""
+	}
+	return c.User, strings.TrimRight(string(b), "\r\n")
+}

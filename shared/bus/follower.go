@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"egress-gateway.io/shared/tenant"
+)
+
+const (
+	staleAfter    = 30 * time.Second // a heartbeat older than this is a problem
+	mismatchRetry = 10 * time.Second // records and Ready disagree for so long: read anew
+)
+
+// FollowerOptions of a Follower.
+type FollowerOptions struct {
+	// Initial holds the views that were confirmed in an earlier life of this
+	// process, as read from its own disk: Views returns them until newer ones
+	// are confirmed, and older ones are refused.
+	Initial map[string]View
+	// Clock is time.Now if nil.
+	Clock func() time.Time
+	Log   *slog.Logger
+}
+
+// Follower follows what all clusters in the bucket egress-state want.
+//
+// A cluster's View changes only when the records read are exactly those that
+// the cluster's Ready record vouches for, that record belongs to this very
+// bucket, and is not older than the one in force. Whatever else happens on the
+// bus (silence, an empty, wiped, recreated or restored bucket, half a batch of
+// writes, garbage) leaves the views as they are and becomes a Problem.
+type Follower struct {
+	watch   *watcher
+	clock   func() time.Time
+	log     *slog.Logger
+	changed chan struct{}
+
+	mu       sync.Mutex // guards the rest; all writes come from Run's goroutine
+	views    map[string]View
+	problems problemSet
+
+	// The session's own state.
+	epoch    string
+	isLoaded bool
+	cut      error // why nothing is being read now
+	clusters map[string]*cluster
+	garbage  map[string]error // keys that are none
+	beats    map[string]beat
+	started  time.Time // the silence of a writer counts from here at most
+}
+
+// cluster is what the bucket holds of one cluster, confirmed or not.
+type cluster struct {
+	values map[string][]byte // covered by the digest
+	recs   map[string]record
+	ready  *tenant.Ready
+	bad    error // why ready or the heartbeat can not be read
+	dirty  bool  // something changed since it was last judged
+
+	readyRev, lastRev uint64 // revisions of Ready and of the newest record
+
+	refused error     // why it was not confirmed
+	passing bool      // the next few writes are likely to lift the refusal
+	since   time.Time // when it was first refused
+}
+
+// beat is the last heartbeat of a cluster, and when it came by our own clock:
+// those of two machines are not compared beyond the first.
+type beat struct {
+	tenant.Heartbeat
+	seen time.Time
+}
+
+// NewFollower returns a Follower; Run must be called for it to do anything.
+func NewFollower(conn *Conn, opts FollowerOptions) *Follower {
+	f := &Follower{
+		clock: opts.Clock, log: opts.Log, changed: make(chan struct{}, 1),
+		views: maps.Clone(opts.Initial), beats: map[string]beat{}, cut: ErrNotConnected,
+	}
+	if f.clock == nil {
+		f.clock = time.Now
+	}
+	f.started = f.clock()
+	if f.views == nil {
+		f.views = map[string]View{}
+	}
+	f.begin(incarnation{})
+	f.watch = newWatcher(conn, StateBucket, ">", opts.Log, f)
+	return f
+}
+
+// Run follows the bucket until ctx ends, and returns ctx's error.
+func (f *Follower) Run(ctx context.Context) error { return f.watch.run(ctx) }
+
+// Changed receives once after one or more changes of Views (other than
+// heartbeats) or Problems. It is for one receiver.
+func (f *Follower) Changed() <-chan struct{} { return f.changed }
+
+// Views returns the last confirmed view of each cluster ever seen, by name. The
+// map is the caller's own, the views are read only.
+func (f *Follower) Views() map[string]View {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.views)
+}
+
+// Problems returns what is wrong beyond single records (which are in the
+// views): no connection, no bucket, clusters whose records are not confirmed,
+// silent writers, keys that are garbage.
+func (f *Follower) Problems() []Problem {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.problems.list)
+}
+
+// begin implements feed.
+func (f *Follower) begin(i incarnation) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.epoch, f.isLoaded = i.epoch(), false
+	f.clusters, f.garbage = map[string]*cluster{}, map[string]error{}
+}
+
+// apply implements feed.
+func (f *Follower) apply(batch []entry) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range batch {
+		f.store(e)
+	}
+	f.judge(false)
+}
+
+// loaded implements feed.
+func (f *Follower) loaded() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.isLoaded, f.cut = true, nil
+	// A cluster that we know and the bucket does not is a problem to report.
+	for name := range f.views {
+		f.cluster(name)
+	}
+	f.judge(true)
+}
+
+// lost implements feed.
+func (f *Follower) lost(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.isLoaded, f.cut = false, err
+	f.report()
+}
+
+// tick implements feed.
+func (f *Follower) tick() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.clusters {
+		if f.isLoaded && !c.since.IsZero() && f.clock().Sub(c.since) > mismatchRetry {
+			c.since = f.clock()
+			f.watch.refresh()
+		}
+	}
+	f.judge(true)
+}
+
+func (f *Follower) cluster(name string) *cluster {
+	c := f.clusters[name]
+	if c == nil {
+		c = &cluster{values: map[string][]byte{}, recs: map[string]record{}, dirty: true}
+		f.clusters[name] = c
+	}
+	return c
+}
+
+// store takes one write into the session's copy of the bucket.
+func (f *Follower) store(e entry) {
+	key, err := tenant.ParseKey(e.key)
+	if err != nil {
+		if e.gone {
+			delete(f.garbage, e.key)
+		} else {
+			f.garbage[e.key] = err
+		}
+		return
+	}
+	c := f.cluster(key.Cluster)
+	switch {
+	case key.Kind == tenant.KindHeartbeat:
+		f.storeHeartbeat(key, e)
+		return
+	case key.Kind == tenant.KindReady:
+		c.storeReady(key, e)
+	case e.gone:
+		c.lastRev = e.rev
+		delete(c.values, e.key)
+		delete(c.recs, e.key)
+	default:
+		c.lastRev = e.rev
+		c.values[e.key] = e.value
+		c.recs[e.key] = decodeRecord(key, e.value)
+	}
+	c.dirty = true
+}
+
+func (c *cluster) storeReady(key tenant.Key, e entry) {
+	c.ready, c.bad, c.readyRev = nil, nil, e.rev
+	if e.gone {
+		return
+	}
+	r, err := tenant.DecodeReady(key, e.value)
+	if err != nil {
+		c.bad = err
+		return
+	}
+	c.ready = &r
+}
+
+func (f *Follower) storeHeartbeat(key tenant.Key, e entry) {
+	h, err := tenant.DecodeHeartbeat(key, e.value)
+	if e.gone || err != nil {
+		return // it will be reported as stale
+	}
+	if f.beats[key.Cluster].Heartbeat == h {
+		return
+	}
+	now := f.clock()
+	if !f.isLoaded && h.Time.Before(now) {
+		now = h.Time // it was there before us
+	}
+	f.beats[key.Cluster] = beat{h, now}
+	if v, ok := f.views[key.Cluster]; ok {
+		v.Heartbeat = h
+		f.views[key.Cluster] = v
+	}
+}
+
+// judge confirms what can be confirmed. Unless it is to be thorough, it leaves
+// out clusters with records newer than their Ready record: that one comes last
+// in a batch, and the hash over thousands of records would be computed in vain.
+func (f *Follower) judge(thorough bool) {
+	if f.isLoaded {
+		for name, c := range f.clusters {
+			if c.dirty && (thorough || c.readyRev > c.lastRev) {
+				c.dirty = false
+				f.judgeCluster(name, c)
+			}
+		}
+	}
+	f.report()
+}
+
+func (f *Follower) judgeCluster(name string, c *cluster) {
+	before, known := f.views[name]
+	if c.refused, c.passing = f.refusal(c, before); c.refused != nil {
+		if c.since.IsZero() {
+			c.since = f.clock()
+		}
+		return
+	}
+	c.since = time.Time{}
+	if known && *c.ready == before.Ready {
+		return // read again after a reconnect: nothing new
+	}
+	v := newView(*c.ready, c.recs, before.records(name), f.clock())
+	v.Heartbeat = f.beats[name].Heartbeat
+	f.views[name] = v
+	f.log.Debug("state confirmed", "cluster", name, "generation", v.Ready.Generation,
+		"tenants", len(v.Tenants), "nodes", len(v.Nodes), "problems", len(v.Problems))
+	poke(f.changed)
+}
+
+// refusal says why what was read of a cluster can not be trusted, or nil, and
+// whether that is likely to pass with the rest of a batch.
+func (f *Follower) refusal(c *cluster, before View) (err error, passing bool) {
+	switch {
+	case c.bad != nil:
+		return c.bad, false
+	case c.ready == nil && len(c.values) == 0:
+		return errors.New("the bucket holds nothing of this cluster; keeping what was confirmed"), true
+	case c.ready == nil:
+		return errors.New("records without a Ready record; waiting for the writer"), true
+	case c.ready.Epoch != f.epoch:
+		return fmt.Errorf("the Ready record is of another bucket (created %s, this one %s); waiting for the writer", c.ready.Epoch, f.epoch), false
+	case c.ready.Generation < before.Ready.Generation:
+		return fmt.Errorf("generation went back from %d to %d; refused", before.Ready.Generation, c.ready.Generation), false
+	case c.ready.Count != len(c.values):
+		return fmt.Errorf("%d records where generation %d has %d; waiting for the rest", len(c.values), c.ready.Generation, c.ready.Count), true
+	case c.ready.Hash != tenant.Digest(c.values):
+		return fmt.Errorf("records do not match the hash of generation %d; waiting for the rest", c.ready.Generation), true
+	}
+	return nil, false
+}
+
+// report brings Problems up to date.
+func (f *Follower) report() {
+	now := f.clock()
+	var list []Problem
+	add := func(key string, err error) { list = append(list, Problem{Key: key, Since: now, Err: err}) }
+	if f.cut != nil {
+		add("", fmt.Errorf("cut off from bucket %s: %w", StateBucket, f.cut))
+	}
+	if f.isLoaded {
+		for _, name := range slices.Sorted(maps.Keys(f.clusters)) {
+			if c := f.clusters[name]; c.refused != nil && (!c.passing || now.Sub(c.since) >= pollEvery) {
+				add(tenant.ReadyKey(name).String(), c.refused)
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(f.garbage)) {
+			add(key, f.garbage[key])
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.views)) {
+		if now.Sub(later(f.beats[name].seen, f.started)) > staleAfter {
+			add(tenant.HeartbeatKey(name).String(), fmt.Errorf("no heartbeat of the cluster's writer for more than %s", staleAfter))
+		}
+	}
+	if f.problems.replace(list) {
+		poke(f.changed)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const statusDescription = "egress-gateway: what the gateways have done"
+
+// StatusOptions of a StatusWriter or a StatusFollower.
+type StatusOptions struct {
+	// Clock is time.Now if nil.
+	Clock func() time.Time
+	Log   *slog.Logger
+}
+
+// StatusWriter makes the bucket egress-status say what one gateway reports.
+//
+// It reads no record, which a gateway needs no permission for: it remembers what
+// it wrote, forgets that whenever the connection or the bucket changes, and then
+// asks the server for the names of its keys only.
+type StatusWriter struct {
+	conn    *Conn
+	gateway string
+	opts    StatusOptions
+	changed chan struct{}
+
+	syncing sync.Mutex // one Sync at a time
+
+	mu      sync.Mutex
+	bucket  incarnation
+	lastSeq uint64            // the bucket held at least so much
+	written map[string][]byte // what the bucket holds of ours; nil = not known
+	failed  bool              // the last Sync failed
+}
+
+// NewStatusWriter returns a StatusWriter for a gateway. Run must run for it to
+// notice that the bucket or the connection changed.
+func NewStatusWriter(conn *Conn, gateway string, opts StatusOptions) *StatusWriter {
+	return &StatusWriter{conn: conn, gateway: gateway, opts: opts, changed: make(chan struct{}, 1)}
+}
+
+// Changed receives when a Sync is due for reasons of the bus. It is for one
+// receiver.
+func (w *StatusWriter) Changed() <-chan struct{} { return w.changed }
+
+// Run watches the connection and the bucket's identity until ctx ends, and
+// returns ctx's error.
+func (w *StatusWriter) Run(ctx context.Context) error {
+	t := time.NewTicker(pollEvery)
+	defer t.Stop()
+	for {
+		state, changed := w.conn.watch()
+		if state.Connected {
+			w.check(ctx)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+			w.forget()
+		case <-t.C:
+		}
+	}
+}
+
+// check compares the bucket with the one that was written to.
+func (w *StatusWriter) check(ctx context.Context) {
+	stream, err := w.conn.stream(ctx, streamOf(StatusBucket))
+	w.mu.Lock()
+	known, bucket, lastSeq, failed := w.written != nil, w.bucket, w.lastSeq, w.failed
+	w.mu.Unlock()
+	switch {
+	case isMissing(err):
+		w.forget()
+	case err != nil:
+		return // silence is no change
+	case !stream.CachedInfo().Created.Equal(bucket.created) || stream.CachedInfo().State.LastSeq < lastSeq:
+		w.forget()
+	case !known || failed:
+		poke(w.changed)
+	}
+}
+
+// forget makes the next Sync write everything.
+func (w *StatusWriter) forget() {
+	w.mu.Lock()
+	w.written = nil
+	w.mu.Unlock()
+	poke(w.changed)
+}
+
+// Sync makes the bucket hold exactly these records under the gateway's prefix
+// (keys of tenant.StatusKey and tenant.SummaryKey) and returns once the server
+// has acknowledged all. It creates the bucket if there is none and it may. It
+// fails with ErrNotConnected at once if there is no connection. After an error
+// call it again when Changed says so.
+func (w *StatusWriter) Sync(ctx context.Context, want map[string][]byte) (SyncResult, error) {
+	for key := range want {
+		if !strings.HasPrefix(key, w.gateway+".") {
+			return SyncResult{}, fmt.Errorf("status key %q is not of gateway %s", key, w.gateway)
+		}
+	}
+	w.syncing.Lock()
+	defer w.syncing.Unlock()
+	res, err := w.sync(ctx, want)
+	w.mu.Lock()
+	w.failed = err != nil
+	w.mu.Unlock()
+	return res, err
+}
+
+func (w *StatusWriter) sync(ctx context.Context, want map[string][]byte) (SyncResult, error) {
+	have, bucket, err := w.read(ctx)
+	if err != nil {
+		return SyncResult{}, err
+	}
+	var writes []write
+	var res SyncResult
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		if v, ok := have[key]; !ok || !bytes.Equal(v, want[key]) {
+			writes = append(writes, write{key: key, value: want[key]})
+			res.Written++
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(have)) {
+		if _, ok := want[key]; !ok {
+			writes = append(writes, write{key: key, purge: true})
+			res.Purged++
+		}
+	}
+	if len(writes) == 0 {
+		return res, nil
+	}
+	revs, err := w.conn.put(ctx, StatusBucket, writes, bucket.ttl)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.written == nil || !w.bucket.created.Equal(bucket.created) {
+		return res, errors.Join(err, errRecreated) // meanwhile; all again
+	}
+	for i, wr := range writes {
+		switch {
+		case revs[i] == 0:
+			w.written[wr.key] = nil // unknown now, and equal to no record
+		case wr.purge:
+			delete(w.written, wr.key)
+		default:
+			w.written[wr.key] = wr.value
+		}
+		w.lastSeq = max(w.lastSeq, revs[i])
+	}
+	return res, err
+}
+
+// read returns what the bucket holds of ours: from memory, or else just the
+// names, with values that equal no record.
+func (w *StatusWriter) read(ctx context.Context) (map[string][]byte, incarnation, error) {
+	w.mu.Lock()
+	if w.written != nil {
+		defer w.mu.Unlock()
+		return maps.Clone(w.written), w.bucket, nil
+	}
+	w.mu.Unlock()
+	if !w.conn.Connected() {
+		return nil, incarnation{}, ErrNotConnected
+	}
+	stream, err := w.conn.stream(ctx, streamOf(StatusBucket))
+	if isMissing(err) {
+		if err := w.conn.createBucket(ctx, StatusBucket, statusDescription); err != nil {
+			return nil, incarnation{}, err
+		}
+		stream, err = w.conn.stream(ctx, streamOf(StatusBucket))
+	}
+	if err != nil {
+		return nil, incarnation{}, err
+	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	info, err := stream.Info(call, jetstream.WithSubjectFilter(subjectOf(StatusBucket, w.gateway+".>")))
+	if err != nil {
+		return nil, incarnation{}, fmt.Errorf("list keys of %s in bucket %s: %w", w.gateway, StatusBucket, err)
+	}
+	have := make(map[string][]byte, len(info.State.Subjects))
+	for subject := range info.State.Subjects {
+		if key, ok := keyOf(StatusBucket, subject); ok {
+			have[key] = nil
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.bucket = incarnation{created: info.Created, ttl: info.Config.AllowMsgTTL}
+	w.written, w.lastSeq = maps.Clone(have), info.State.LastSeq
+	return have, w.bucket, nil
+}

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	pollEvery      = time.Second      // how often a bucket's identity is checked
+	stallAfter     = 5 * time.Second  // a first read that makes no progress for so long begins anew
+	consumerIdle   = 30 * time.Second // the server forgets a reader that is gone after so long
+	pullExpiry     = 10 * time.Second // the server says it is alive twice as often
+	pullBatch      = 1000
+	minRetry       = 20 * time.Millisecond
+	maxRetry       = time.Second
+	missingRetry   = 250 * time.Millisecond
+	maxPollErrors  = 3
+	streamPrefix   = "KV_"
+	subjectsOfKeys = "$KV."
+)
+
+// Why a session of a watcher ends.
+var (
+	errBucketMissing = errors.New("the bucket does not exist")
+	errRecreated     = errors.New("the bucket was recreated")
+	errWiped         = errors.New("the bucket lost its last writes")
+	errDeaf          = errors.New("writes to the bucket did not arrive")
+	errGap           = errors.New("messages got lost on the way")
+	errStalled       = errors.New("reading the bucket made no progress")
+	errRefresh       = errors.New("refresh") // asked for by its own feed
+)
+
+// entry is one write to a bucket.
+type entry struct {
+	key   string
+	value []byte // nil if gone
+	gone  bool   // the key was deleted or purged, or has expired
+	rev   uint64
+	time  time.Time // when the server stored it
+}
+
+// incarnation identifies a bucket: one that is recreated under the same name is
+// another one.
+type incarnation struct {
+	created time.Time
+	ttl     bool // keys may have a time to live
+}
+
+// epoch is the form that Ready records carry.
+func (i incarnation) epoch() string { return i.created.UTC().Format(time.RFC3339Nano) }
+
+// feed receives what a watcher reads. All calls come from one goroutine.
+type feed interface {
+	// begin starts a session: everything will be told from scratch, and what
+	// was told in earlier sessions may be void.
+	begin(incarnation)
+	// apply tells writes in their order, a key's later writes superseding its
+	// earlier ones.
+	apply([]entry)
+	// loaded follows the last entry that the bucket held when the session
+	// began; a key that was written meanwhile may still follow.
+	loaded()
+	// lost says that a session ended or could not begin, and why.
+	lost(error)
+	// tick comes about once a second whatever happens.
+	tick()
+}
+
+// watcher reads a bucket, or the keys of it that match a filter, for ever.
+//
+// It never resumes. A session reads the last value of every key, then follows
+// the writes. It ends, and the next one begins from scratch, when the connection
+// changes, the bucket's creation time does, its sequence falls, writes that the
+// bucket has do not arrive, or a message is missing from the reader's own count.
+// A plain consumer is used rather than the library's ordered ones, because those
+// resume by themselves, at a position that a new bucket may not have reached.
+type watcher struct {
+	conn    *Conn
+	bucket  string
+	filter  string // ">" or a prefix of keys with ">"
+	log     *slog.Logger
+	feed    feed
+	rebuild time.Duration // a new session at least so often; 0 = not for age
+
+	kick     chan struct{}
+	expected atomic.Uint64 // a sequence that is known to exist and match the filter
+}
+
+func newWatcher(conn *Conn, bucket, filter string, log *slog.Logger, f feed) *watcher {
+	return &watcher{conn: conn, bucket: bucket, filter: filter, log: log, feed: f, kick: make(chan struct{}, 1)}
+}
+
+// refresh makes a new session begin soon.
+func (w *watcher) refresh() { poke(w.kick) }
+
+// expect makes the session end if sequence seq does not arrive within two polls.
+func (w *watcher) expect(seq uint64) {
+	for {
+		old := w.expected.Load()
+		if seq <= old || w.expected.CompareAndSwap(old, seq) {
+			return
+		}
+	}
+}
+
+// run returns ctx's error when ctx ends, and nothing else.
+func (w *watcher) run(ctx context.Context) error {
+	retry := minRetry
+	for {
+		if !w.conn.Connected() {
+			w.feed.lost(ErrNotConnected)
+			if err := w.waitConnected(ctx); err != nil {
+				return err
+			}
+		}
+		loaded, err := w.session(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, errRefresh) {
+			continue
+		}
+		w.log.Debug("reading the bucket begins anew", "bucket", w.bucket, "err", err)
+		w.feed.lost(err)
+		switch {
+		case loaded:
+			retry = minRetry
+		case errors.Is(err, errBucketMissing):
+			retry = missingRetry
+		default:
+			retry = min(2*retry, maxRetry)
+		}
+		w.pause(ctx, retry)
+	}
+}
+
+// waitConnected goes on ticking meanwhile.
+func (w *watcher) waitConnected(ctx context.Context) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		state, changed := w.conn.watch()
+		if state.Connected {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		case <-tick.C:
+			w.feed.tick()
+		}
+	}
+}
+
+func (w *watcher) pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-w.kick:
+	case <-t.C:
+		w.feed.tick()
+	}
+}
+
+// session reads the bucket until something ends it. loaded says whether it got
+// so far as to have read everything once.
+func (w *watcher) session(ctx context.Context) (loaded bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	state, changed := w.conn.watch()
+	if !state.Connected {
+		return false, ErrNotConnected
+	}
+	drainSignal(w.kick) // what it asked for begins now
+	w.expected.Store(0)
+	stream, err := w.conn.stream(ctx, streamOf(w.bucket))
+	if err != nil {
+		return false, err
+	}
+	info := stream.CachedInfo()
+	r, err := w.open(ctx, info.Created)
+	if err != nil {
+		return false, err
+	}
+	defer r.close()
+	w.feed.begin(incarnation{created: info.Created, ttl: info.Config.AllowMsgTTL})
+	r.seen = info.State.LastSeq
+	return w.follow(ctx, r, stream, changed)
+}
+
+// follow is the life of a session.
+func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream, changed <-chan struct{}) (loaded bool, err error) {
+	polls := make(chan pollResult)
+	go poll(ctx, stream, polls)
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	age := newOptionalTimer(w.rebuild)
+	defer age.stop()
+	for {
+		if !loaded && r.complete() {
+			loaded = true
+			w.feed.loaded()
+		}
+		select {
+		case <-ctx.Done():
+			return loaded, ctx.Err()
+		case <-changed:
+			return loaded, ErrNotConnected
+		case <-w.kick:
+			return loaded, errRefresh
+		case <-age.c:
+			return loaded, errRefresh
+		case <-r.queue.ready:
+			batch, err := r.take()
+			if len(batch) > 0 {
+				w.feed.apply(batch)
+			}
+			if err != nil {
+				return loaded, err
+			}
+		case p := <-polls:
+			if err := w.judge(r, p); err != nil {
+				return loaded, err
+			}
+		case <-tick.C:
+			w.feed.tick()
+			if !loaded && time.Since(r.progress) > stallAfter {
+				return false, errStalled
+			}
+		}
+	}
+}
+
+// judge decides from a bucket's own account of itself whether the session still
+// hears everything.
+func (w *watcher) judge(r *reader, p pollResult) error {
+	if p.err != nil {
+		r.pollErrors++
+		if errors.Is(p.err, errBucketMissing) || r.pollErrors >= maxPollErrors {
+			return p.err
+		}
+		return nil
+	}
+	r.pollErrors = 0
+	last := p.info.State.LastSeq
+	switch {
+	case !p.info.Created.Equal(r.created):
+		return errRecreated
+	case last < r.seen:
+		return errWiped
+	case r.seen < r.due:
+		// It was there a whole poll ago, and is not here yet.
+		return errDeaf
+	}
+	r.due = w.expected.Load()
+	if w.filter == ">" {
+		r.due = max(r.due, last)
+	}
+	return nil
+}
+
+type pollResult struct {
+	info *jetstream.StreamInfo
+	err  error
+}
+
+// poll asks for the stream's state once per period until ctx ends.
+func poll(ctx context.Context, stream jetstream.Stream, out chan<- pollResult) {
+	t := time.NewTicker(pollEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		info, err := stream.Info(call)
+		cancel()
+		select {
+		case out <- pollResult{info, missing(err)}:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// stream looks a stream up.
+func (c *Conn) stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	s, err := c.js.Stream(call, name)
+	if err != nil {
+		return nil, fmt.Errorf("look up stream %s: %w", name, missing(err))
+	}
+	return s, nil
+}
+
+// missing gives the error for an absent bucket its own name.
+func missing(err error) error {
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return errBucketMissing
+	}
+	return err
+}
+
+func streamOf(bucket string) string { return streamPrefix + bucket }
+
+func subjectOf(bucket, key string) string { return subjectsOfKeys + bucket + "." + key }
+
+// gone says whether the headers of a message mean that its key was removed.
+func gone(h nats.Header) bool {
+	switch h.Get(operationHeader) {
+	case "DEL", "PURGE":
+		return true
+	}
+	return h.Get(markerHeader) != ""
+}
+
+const (
+	operationHeader = "KV-Operation"
+	markerHeader    = "Nats-Marker-Reason"
+)
+
+func keyOf(bucket, subject string) (string, bool) {
+	return strings.CutPrefix(subject, subjectOf(bucket, ""))
+}
+
+func isMissing(err error) bool { return errors.Is(err, errBucketMissing) }
