@@ -2,6 +2,208 @@
 
 package plan
 
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+)
+
 // Diff returns the steps that lead from have to want, in an order in which no
-// packet leaves with a wrong source at any point between.
-func Diff(want, have State) []Step { return nil }
+// packet leaves with a wrong source at any point between, also if the agent
+// dies there: have is all that the next Diff needs to know.
+//
+//	guard, sysctls, return routes
+//	links and gateway IPs that go        from here on nobody sends for them
+//	rules of tenants that go, and        (guard, then rules) a binding of an address
+//	  bindings that another wants        ends before the next one begins
+//	connections of tenants that go, and  the old holder's connections end
+//	  of addresses that change hands     before the new holder is served
+//	chains and rules that come
+//	egress IPs that come
+//	connections of egress IPs that go, then these
+//	links and gateway IPs that come, announcements
+//	what is left of chains and guard
+func Diff(want, have State) []Step {
+	d := differ{want: want, have: have}
+	d.bindings()
+	d.guardFirst()
+	d.sysctls()
+	d.routes()
+	d.linksGo()
+	d.tenantsGo()
+	d.unbind()
+	d.handOver()
+	d.rulesCome()
+	d.egressCome()
+	d.egressGo()
+	d.linksCome()
+	d.chainsGo()
+	d.guardLast()
+	return d.steps
+}
+
+// differ collects steps.
+type differ struct {
+	want, have State
+	steps      []Step
+	announce   []Step
+	mask       uint32
+	// wantBound and haveBound are who may leave with which address.
+	wantBound, haveBound map[binding]string
+	// wantMark is the mark that an egress IP will belong to.
+	wantMark map[netip.Addr]uint32
+	// mid are the chains after unbind, early the elements that it removed.
+	mid   map[ChainID][]string
+	early map[string]bool
+}
+
+func (d *differ) add(s ...Step) { d.steps = append(d.steps, s...) }
+
+func (d *differ) bindings() {
+	d.mask = cmp.Or(d.want.MarkMask, d.have.MarkMask)
+	d.wantBound, d.haveBound = boundIn(d.want.Chains), boundIn(d.have.Chains)
+	d.wantMark = make(map[netip.Addr]uint32, len(d.wantBound))
+	for b := range d.wantBound {
+		d.wantMark[b.ip] = b.mark
+	}
+}
+
+// contested tells whether another tenant is to get the address of b.
+func (d *differ) contested(b binding) bool {
+	mark, ok := d.wantMark[b.ip]
+	return ok && mark != b.mark
+}
+
+func (d *differ) sysctls() {
+	for _, key := range sorted(d.want.Sysctls) {
+		if v := d.want.Sysctls[key]; d.have.Sysctls[key] != v {
+			d.add(SetSysctl{key, v})
+		}
+	}
+}
+
+func (d *differ) routes() {
+	ours, wanted := make(map[netip.Prefix]bool), make(map[netip.Prefix]bool)
+	for r := range d.have.Routes {
+		ours[r.Dst] = true
+	}
+	for _, r := range sortedFunc(d.want.Routes, compareRoute) {
+		wanted[r.Dst] = true
+		if !d.have.Routes[r] {
+			d.add(SetRoute{Route: r, Replace: ours[r.Dst]})
+		}
+	}
+	for _, r := range sortedFunc(d.have.Routes, compareRoute) {
+		// One that was replaced above is gone already.
+		if !d.want.Routes[r] && !(wanted[r.Dst] && d.replaced(r)) {
+			d.add(DelRoute{r})
+		}
+	}
+}
+
+// replaced tells whether SetRoute takes r away: the kernel replaces the first
+// route to the destination. There is but one unless somebody copied our mark.
+func (d *differ) replaced(r Route) bool {
+	for o := range d.have.Routes {
+		if o.Dst == r.Dst && (d.want.Routes[o] || compareRoute(o, r) < 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// stays tells whether a link can stay; one with another MAC, parent or tenant
+// has to be made anew.
+func (d *differ) stays(name string) bool {
+	have, want := d.have.Links[name], d.want.Links[name]
+	return have.Name != "" && have.MAC == want.MAC && have.Parent == want.Parent &&
+		(have.Tenant == want.Tenant || have.Tenant == "")
+}
+
+func (d *differ) linksGo() {
+	for _, name := range sorted(d.have.Links) {
+		if !d.stays(name) {
+			d.add(DelLink{d.have.Links[name].Tenant, name})
+		}
+	}
+	for _, a := range sortedFunc(d.have.Addrs, compareAddr) {
+		if _, wanted := d.want.Addrs[a]; wanted || !d.isLink(a.Dev) || !d.stays(a.Dev) {
+			continue // an address goes with its link
+		}
+		d.add(DelAddr{d.have.Links[a.Dev].Tenant, a})
+	}
+}
+
+func (d *differ) isLink(dev string) bool {
+	_, have := d.have.Links[dev]
+	_, want := d.want.Links[dev]
+	return have || want
+}
+
+func (d *differ) egressCome() {
+	for _, a := range sortedFunc(d.want.Addrs, compareAddr) {
+		if _, ok := d.have.Addrs[a]; !ok && !d.isLink(a.Dev) {
+			d.add(AddAddr{d.want.Addrs[a], a})
+			d.announce = append(d.announce, AnnounceAddr{d.want.Addrs[a], a.Dev, a.IP})
+		}
+	}
+}
+
+// egressGo ends the connections of an address before it goes: kept, they would
+// go on to leave with it.
+func (d *differ) egressGo() {
+	of := make(map[netip.Addr]string)
+	for b, t := range d.haveBound {
+		of[b.ip] = t
+	}
+	var gone []Addr
+	for _, a := range sortedFunc(d.have.Addrs, compareAddr) {
+		if _, wanted := d.want.Addrs[a]; !wanted && !d.isLink(a.Dev) {
+			gone = append(gone, a)
+		}
+	}
+	for _, a := range gone {
+		if _, elsewhere := d.wantMark[a.IP]; !elsewhere {
+			d.add(DeleteEgressFlows{Of: of[a.IP], Egress: a.IP})
+		}
+	}
+	for _, a := range gone {
+		d.add(DelAddr{of[a.IP], a})
+	}
+}
+
+func (d *differ) linksCome() {
+	for _, name := range sorted(d.want.Links) {
+		want, have := d.want.Links[name], d.have.Links[name]
+		if !d.stays(name) || have != want {
+			d.add(MakeLink{want})
+		}
+	}
+	for _, a := range sortedFunc(d.want.Addrs, compareAddr) {
+		_, have := d.have.Addrs[a]
+		if d.isLink(a.Dev) && !(have && d.stays(a.Dev)) {
+			d.add(AddAddr{d.want.Addrs[a], a})
+			d.announce = append(d.announce, AnnounceAddr{d.want.Addrs[a], a.Dev, a.IP})
+		}
+	}
+	d.add(d.announce...)
+}
+
+func compareRoute(a, b Route) int {
+	return cmp.Or(a.Dst.Addr().Compare(b.Dst.Addr()), cmp.Compare(a.Dst.Bits(), b.Dst.Bits()), a.Via.Compare(b.Via), cmp.Compare(a.Dev, b.Dev))
+}
+
+func compareAddr(a, b Addr) int {
+	return cmp.Or(cmp.Compare(a.Dev, b.Dev), a.IP.Compare(b.IP))
+}
+
+func compareChain(a, b ChainID) int {
+	return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Table, b.Table), cmp.Compare(a.Name, b.Name))
+}
+
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func sortedFunc[K comparable, V any](m map[K]V, compare func(a, b K) int) []K {
+	return slices.SortedFunc(maps.Keys(m), compare)
+}

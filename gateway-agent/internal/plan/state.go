@@ -14,12 +14,14 @@ import (
 type State struct {
 	// Sysctls by path below /proc/sys, for example "net/ipv4/ip_forward".
 	Sysctls map[string]string
-	Guard   Guard
-	Chains  map[ChainID][]string // our chains: rules as iptables-save prints them, without "-A <chain> "
-	Hooks   map[ChainID][]Hook   // jumps into our chains, by the built-in chain they stand in
-	Links   map[string]Link      // by name
-	Addrs   map[Addr]bool
-	Routes  map[Route]bool
+	// MarkMask is the Host's; connections are found by it.
+	MarkMask uint32
+	Guard    Guard
+	Chains   map[ChainID][]string // our chains: rules as iptables-save prints them, without "-A <chain> "
+	Hooks    map[ChainID][]Hook   // jumps into our chains, by the built-in chain they stand in
+	Links    map[string]Link      // by name
+	Addrs    map[Addr]string      // the tenant, which an observed state does not know
+	Routes   map[Route]bool
 }
 
 // ChainID names a chain of iptables (IPv4) or ip6tables (IPv6).
@@ -79,8 +81,9 @@ type GuardRule struct {
 	Text    string // empty in an observed state
 }
 
-// GuardSet is a set of addresses or prefixes that rules of the guard refer to.
-type GuardSet map[string]bool
+// GuardSet is a set that rules of the guard refer to: its elements as nft
+// takes them, each with its tenant, which an observed state does not know.
+type GuardSet map[string]string
 
 // Numbers returns the numbers of the tenants whose links exist, by TenantID.
 func (s State) Numbers() map[string]int {

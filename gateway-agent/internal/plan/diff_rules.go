@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"egress-gateway.io/shared/tenant"
+)
+
+// numberOwner returns the tenants that wanted links belong to, by mark.
+func (d *differ) owners() map[uint32]string {
+	out := make(map[uint32]string, len(d.want.Links))
+	for _, l := range d.want.Links {
+		out[Mark(d.mask, l.Number)] = l.Tenant
+	}
+	return out
+}
+
+// tenantsGo ends the connections of the tenants whose marks are no longer
+// theirs. Their links are gone: no packet brings them back.
+func (d *differ) tenantsGo() {
+	owners, gone := d.owners(), make(map[uint32]string)
+	check := func(mark uint32, id string) {
+		if id != "" && owners[mark] != id {
+			gone[mark] = id
+		}
+	}
+	for _, l := range d.have.Links {
+		check(Mark(d.mask, l.Number), l.Tenant)
+	}
+	for id, rules := range d.have.Chains {
+		if isTree(id.Name, chainMTree) || isTree(id.Name, chainSTree) {
+			for _, r := range rules {
+				if m, ok := ruleMark(r); ok {
+					check(m, ruleTenant(r))
+				}
+			}
+		}
+	}
+	for _, m := range sortedFunc(gone, cmp.Compare[uint32]) {
+		d.add(DeleteMarkFlows{gone[m], m, d.mask})
+	}
+}
+
+// unbind removes the leaf rules of tenants that go, the bindings of addresses
+// that another tenant is to get, and branches that are no longer wanted.
+func (d *differ) unbind() {
+	d.mid, d.early = maps.Clone(d.have.Chains), make(map[string]bool)
+	for _, b := range slices.SortedFunc(maps.Keys(d.haveBound), compareBinding) {
+		set := setName(setOwners, tenant.FamilyOf(b.ip))
+		e := ownerElement(b.mark, b.ip)
+		if _, there := d.have.Guard.Sets[set][e]; there && d.contested(b) {
+			d.early[set+" "+e] = true
+			d.add(DelElement{d.haveBound[b], set, e})
+		}
+	}
+	owners := d.owners()
+	var empty []ChainID
+	for _, id := range removalOrder(d.have.Chains) {
+		if !isTree(id.Name, chainMTree) && !isTree(id.Name, chainSTree) {
+			continue
+		}
+		if _, wanted := d.want.Chains[id]; !wanted && !isRoot(id.Name) {
+			empty = append(empty, id)
+			delete(d.mid, id)
+			continue
+		}
+		var keep []string
+		for _, r := range d.have.Chains[id] {
+			if d.goes(id, r, owners) {
+				d.add(DelRule{ruleTenant(r), id, r})
+			} else {
+				keep = append(keep, r)
+			}
+		}
+		d.mid[id] = keep
+	}
+	slices.SortStableFunc(empty, func(a, b ChainID) int { return len(a.Name) - len(b.Name) })
+	for _, id := range empty {
+		d.add(DelChain{id})
+	}
+}
+
+// goes tells whether unbind removes a rule of a tree chain that stays.
+func (d *differ) goes(id ChainID, rule string, owners map[uint32]string) bool {
+	target := ChainID{id.Family, id.Table, ruleJump(rule)}
+	if isTree(target.Name, chainMTree) || isTree(target.Name, chainSTree) {
+		_, wanted := d.want.Chains[target]
+		return !wanted
+	}
+	if m, ok := ruleMark(rule); !ok || owners[m] != ruleTenant(rule) {
+		return true
+	}
+	b, ok := parseBinding(rule)
+	return ok && d.contested(b)
+}
+
+func isRoot(name string) bool { return name == chainMTree || name == chainSTree }
+
+// handOver ends the connections that others have on an address before a tenant
+// is bound to it. An address that is not there yet has none.
+func (d *differ) handOver() {
+	present := make(map[string]bool)
+	for a := range d.have.Addrs {
+		present[a.IP.String()] = true
+	}
+	for _, b := range slices.SortedFunc(maps.Keys(d.wantBound), compareBinding) {
+		if _, bound := d.haveBound[b]; !bound && present[b.ip.String()] {
+			d.add(DeleteEgressFlows{d.wantBound[b], b.ip, b.mark, d.mask})
+		}
+	}
+}
+
+// rulesCome makes all chains that are wanted, filter first: the guard stands
+// before anything is translated, and translation before anything is marked.
+func (d *differ) rulesCome() {
+	ids := sortedFunc(d.want.Chains, func(a, b ChainID) int {
+		return cmp.Or(cmp.Compare(a.Family, b.Family), tableRank(a.Table)-tableRank(b.Table), compareChain(a, b))
+	})
+	for _, id := range ids {
+		if _, exists := d.mid[id]; !exists {
+			d.add(NewChain{id})
+		}
+	}
+	var leaves []Step
+	for _, id := range ids {
+		want, have := d.want.Chains[id], d.mid[id]
+		if ordered(id.Name) {
+			if !slices.Equal(want, have) {
+				d.add(SetChain{id, want})
+			}
+			continue
+		}
+		gone, come := compareRules(want, have)
+		for _, r := range gone {
+			leaves = append(leaves, DelRule{ruleTenant(r), id, r})
+		}
+		for _, r := range come {
+			leaves = append(leaves, AddRule{ruleTenant(r), id, r})
+		}
+	}
+	slices.SortStableFunc(leaves, func(a, b Step) int { return cmp.Compare(a.Tenant(), b.Tenant()) })
+	d.add(leaves...)
+	for _, id := range sortedFunc(d.want.Hooks, compareChain) {
+		if want, have := d.want.Hooks[id], d.have.Hooks[id]; !slices.Equal(want, have) {
+			d.add(SetHook{id, want[0].Rule, hookRules(have)})
+		}
+	}
+}
+
+// compareRules compares two sets of rules. A rule that stands twice in have is
+// one too many.
+func compareRules(want, have []string) (gone, come []string) {
+	left := make(map[string]int, len(want))
+	for _, r := range want {
+		left[r]++
+	}
+	for _, r := range have {
+		if left[r] > 0 {
+			left[r]--
+		} else {
+			gone = append(gone, r)
+		}
+	}
+	for _, r := range want {
+		if left[r] > 0 {
+			left[r]--
+			come = append(come, r)
+		}
+	}
+	return gone, come
+}
+
+// chainsGo removes hooks and chains that unbind had to leave: all of them are
+// emptied before the first is deleted, as they refer to each other.
+func (d *differ) chainsGo() {
+	for _, id := range sortedFunc(d.have.Hooks, compareChain) {
+		if len(d.want.Hooks[id]) == 0 && len(d.have.Hooks[id]) > 0 {
+			d.add(SetHook{ID: id, Stale: hookRules(d.have.Hooks[id])})
+		}
+	}
+	var gone []ChainID
+	for _, id := range removalOrder(d.mid) {
+		if _, wanted := d.want.Chains[id]; !wanted {
+			gone = append(gone, id)
+			d.add(SetChain{ID: id})
+		}
+	}
+	for _, id := range gone {
+		d.add(DelChain{id})
+	}
+}
+
+func hookRules(hooks []Hook) []string {
+	var out []string
+	for _, h := range hooks {
+		out = append(out, h.Rule)
+	}
+	return out
+}
+
+// removalOrder is the reverse of the order of rulesCome: marks end first.
+func removalOrder(chains map[ChainID][]string) []ChainID {
+	return sortedFunc(chains, func(a, b ChainID) int {
+		return cmp.Or(cmp.Compare(a.Family, b.Family), tableRank(b.Table)-tableRank(a.Table), compareChain(a, b))
+	})
+}
+
+func tableRank(table string) int { return slices.Index([]string{"filter", "nat", "mangle"}, table) }
+
+func compareBinding(a, b binding) int {
+	return cmp.Or(a.ip.Compare(b.ip), cmp.Compare(a.mark, b.mark))
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"egress-gateway.io/shared/tenant"
+)
+
+// The chains, by table. Those in upper case alone are ordered lists; the trees
+// (EGW-M, EGW-S and their branches) and EGW-NODES are sets: the order of their
+// rules does not matter, as no two of them match the same packet.
+const (
+	chainMark  = "EGW-MARK"  // mangle: packets from tenant links
+	chainMTree = "EGW-M"     // mangle: link name -> mark
+	chainSNAT  = "EGW-SNAT"  // nat: new connections of tenants
+	chainSTree = "EGW-S"     // nat: mark -> egress IP
+	chainFwd   = "EGW-FWD"   // filter: everything forwarded
+	chainOut   = "EGW-OUT"   // filter: what comes from pods
+	chainExt   = "EGW-EXT"   // filter: what comes from outside
+	chainNodes = "EGW-NODES" // filter: new connections from outside to nodes
+)
+
+// ordered tells the chains whose rules have an order.
+func ordered(name string) bool {
+	switch name {
+	case chainMark, chainSNAT, chainFwd, chainOut, chainExt:
+		return true
+	}
+	return false
+}
+
+// ruleset builds the chains of one family. Rules are written as iptables-save
+// prints them, so that a second pass finds nothing to change.
+type ruleset struct {
+	host   Host
+	family tenant.Family
+	chains map[ChainID][]string
+	hooks  map[ChainID][]Hook
+}
+
+func (r ruleset) mangle(name string) ChainID { return ChainID{r.family, "mangle", name} }
+func (r ruleset) nat(name string) ChainID    { return ChainID{r.family, "nat", name} }
+func (r ruleset) filter(name string) ChainID { return ChainID{r.family, "filter", name} }
+
+// ours and unmarked are the matches on the bits of the mark that are ours.
+func (r ruleset) marked() string { return fmt.Sprintf("-m mark ! --mark 0x0/%#x", r.host.MarkMask) }
+func (r ruleset) connmarked() string {
+	return fmt.Sprintf("-m connmark ! --mark 0x0/%#x", r.host.MarkMask)
+}
+
+// base adds the chains that do not depend on tenants.
+func (r ruleset) base(pods []netip.Prefix, nodes []netip.Addr) {
+	in, ext := r.host.Internal, r.host.External
+	r.hook(r.mangle("PREROUTING"), "-i "+LinkPrefix+"+ -j "+chainMark)
+	r.hook(r.nat("POSTROUTING"), r.marked()+" -j "+chainSNAT)
+	r.hook(r.filter("FORWARD"), "-j "+chainFwd)
+
+	r.chains[r.mangle(chainMark)] = []string{
+		// Most packets end here; new ones walk the tree, and what they find is
+		// kept with the connection, to find it again when it has to end.
+		"-m conntrack --ctstatus CONFIRMED -j RETURN",
+		"-j " + chainMTree,
+		fmt.Sprintf("%s -j CONNMARK --save-mark --nfmask %#x --ctmask %#x", r.marked(), r.host.MarkMask, r.host.MarkMask),
+	}
+	r.chains[r.mangle(chainMTree)] = nil
+	r.chains[r.nat(chainSNAT)] = []string{
+		// Hairpin: OVN sends a tenant's traffic to the node network here too.
+		"-o " + in + " -j MASQUERADE",
+		"-o " + ext + " -j " + chainSTree,
+	}
+	r.chains[r.nat(chainSTree)] = nil
+	r.forward(pods, nodes)
+}
+
+func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
+	in, ext := r.host.Internal, r.host.External
+	reply := "-o " + in + " " + r.connmarked() + " -m conntrack --ctstate SNAT -m conntrack --ctdir REPLY -j ACCEPT"
+
+	fwd := []string{"-i " + ext + " -j " + chainExt, "-i " + LinkPrefix + "+ -j " + chainOut}
+	var outside []string
+	for _, p := range pods {
+		fwd = append(fwd, "-s "+p.String()+" -j "+chainOut)
+		outside = append(outside, "-s "+p.String()+" -j DROP")
+	}
+	outside = append(outside, reply)
+	for _, p := range pods {
+		outside = append(outside, "-d "+p.String()+" -j DROP")
+	}
+	r.chains[r.filter(chainFwd)] = append(fwd, reply)
+	r.chains[r.filter(chainExt)] = append(outside, "-m conntrack --ctstate INVALID,NEW -j "+chainNodes)
+	r.chains[r.filter(chainNodes)] = nil
+	for _, a := range nodes {
+		id := r.filter(chainNodes)
+		r.chains[id] = append(r.chains[id], fmt.Sprintf("-d %s/%d -j DROP", a, r.family.Bits()))
+	}
+
+	var out []string
+	for _, nic := range []string{ext, in} {
+		out = append(out, "-o "+nic+" "+r.connmarked()+" -m conntrack --ctstate SNAT -j ACCEPT")
+	}
+	for _, nic := range []string{ext, in} {
+		// Without "not confirmed" a flow that once left untranslated would pass
+		// for as long as nobody answers it.
+		out = append(out, "-o "+nic+" -m conntrack --ctstate NEW,RELATED -m conntrack ! --ctstatus CONFIRMED "+r.marked()+" -j ACCEPT")
+	}
+	unreachable := "icmp-port-unreachable"
+	if r.family == tenant.IPv6 {
+		unreachable = "icmp6-port-unreachable"
+	}
+	r.chains[r.filter(chainOut)] = append(out,
+		"-m conntrack --ctstate INVALID -j DROP",
+		// An ICMP error does not end an established TCP connection, a reset does.
+		"-p tcp -j REJECT --reject-with tcp-reset",
+		"-j REJECT --reject-with "+unreachable)
+}
+
+func (r ruleset) hook(at ChainID, rule string) { r.hooks[at] = []Hook{{Position: 1, Rule: rule}} }
+
+// tenant adds the leaves of tenant number n, and the branches towards them.
+func (r ruleset) tenant(n int, id string, egress []netip.Addr) {
+	comment := `-m comment --comment "` + id + `"`
+	mark, mask := Mark(r.host.MarkMask, n), r.host.MarkMask
+	link := LinkName(n)
+
+	leaf := r.branch(r.mangle(chainMTree), link[len(LinkPrefix):], func(depth int) string {
+		return "-i " + link[:len(LinkPrefix)+depth] + "+"
+	})
+	r.chains[leaf] = append(r.chains[leaf], fmt.Sprintf("-i %s %s -j MARK --set-xmark %#x/%#x", link, comment, mark, mask))
+
+	leaf = r.branch(r.nat(chainSTree), link[len(LinkPrefix):], func(depth int) string {
+		digits := mask &^ (Mark(mask, 1<<(4*(3-depth))) - 1)
+		return fmt.Sprintf("-m mark --mark %#x/%#x", mark&digits, digits)
+	})
+	match := fmt.Sprintf("-m mark --mark %#x/%#x %s -j SNAT --to-source ", mark, mask, comment)
+	for i, source := range buckets(r.family, len(egress)) {
+		r.chains[leaf] = append(r.chains[leaf], source+match+egress[i%len(egress)].String())
+	}
+}
+
+// branch returns the leaf chain for three hex digits, and adds the two jumps
+// that lead to it where they are missing.
+func (r ruleset) branch(root ChainID, digits string, match func(depth int) string) ChainID {
+	at := root
+	for depth := 1; depth <= 2; depth++ {
+		next := root
+		next.Name += digits[:depth]
+		jump := match(depth) + " -j " + next.Name
+		if _, ok := r.chains[next]; !ok {
+			r.chains[next] = nil
+			r.chains[at] = append(r.chains[at], jump)
+		}
+		at = next
+	}
+	return at
+}
+
+// buckets returns matches on the low bits of the source that share n addresses
+// out: one pod always leaves with the same one. It is a power of two of them,
+// and a single empty match if there is nothing to share out.
+func buckets(f tenant.Family, n int) []string {
+	size := 1
+	for size < n {
+		size *= 2
+	}
+	if size == 1 {
+		return []string{""}
+	}
+	at := func(v int) netip.Addr {
+		if f == tenant.IPv6 {
+			return netip.AddrFrom16([16]byte{14: byte(v >> 8), 15: byte(v)})
+		}
+		return netip.AddrFrom4([4]byte{2: byte(v >> 8), 3: byte(v)})
+	}
+	out := make([]string, size)
+	for i := range out {
+		out[i] = fmt.Sprintf("-s %s/%s ", at(i), at(size-1))
+	}
+	return out
+}
+
+// aggregate returns the smallest list of prefixes that covers the same
+// addresses, sorted. Interval sets of nftables refuse overlaps, and fewer
+// rules are walked faster.
+func aggregate(list []netip.Prefix) []netip.Prefix {
+	out := slices.Clone(list)
+	for i := range out {
+		out[i] = out[i].Masked()
+	}
+	for {
+		slices.SortFunc(out, func(a, b netip.Prefix) int {
+			if c := a.Addr().Compare(b.Addr()); c != 0 {
+				return c
+			}
+			return a.Bits() - b.Bits()
+		})
+		merged := mergeNeighbours(out)
+		if len(merged) == len(out) {
+			return merged
+		}
+		out = merged
+	}
+}
+
+// mergeNeighbours drops what its sorted predecessor covers and joins halves.
+func mergeNeighbours(sorted []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range sorted {
+		if n := len(out); n > 0 {
+			q := out[n-1]
+			if q.Bits() <= p.Bits() && q.Contains(p.Addr()) {
+				continue
+			}
+			if q.Bits() == p.Bits() && p.Bits() > 1 {
+				if up := netip.PrefixFrom(q.Addr(), q.Bits()-1).Masked(); up.Contains(p.Addr()) && up.Addr() == q.Addr() {
+					out[n-1] = up
+					continue
+				}
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
