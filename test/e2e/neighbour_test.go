@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"egress-gateway.io/test/lab"
+	"egress-gateway.io/test/scenario"
+)
+
+// Proof 8: a node believes that the gateway IP is at the VM's own MAC address,
+// so its packets arrive past the tenant's link. They are refused, they do not
+// leak, and nothing that they left behind outlives the error.
+func TestStaleNeighbourEntry(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.CreatePool(w.ctx, scenario.DemoPool()))
+	blue := w.tenant("ns-blue", "public")
+	p, other := w.pod("node1", "ns-blue"), w.pod("node2", "ns-blue")
+	w.seenAs(p, blue)
+	w.seenAs(other, blue)
+	established := w.udp(p)
+	unaffected := w.udp(other)
+
+	mac, err := w.LinkMAC(lab.PartGateway, "enp1s0")
+	w.must(err)
+	w.must(w.PoisonNeighbour("node1", blue.GatewayIP(), mac))
+
+	// A socket that begins while the entry is wrong.
+	conn, err := p.DialUDP(fmt.Sprintf("%s:%d", lab.Server, lab.EchoPort))
+	w.must(err)
+	locked := scenario.StartUDP(w.ctx, conn, 10*time.Millisecond)
+	w.until("the new socket to be refused", func() (bool, error) { return locked.Snapshot().Refused > 5, nil })
+	if r := locked.Snapshot(); r.Answered > 0 {
+		t.Errorf("%d packets of an unmarked flow were answered, seen as %v", r.Answered, r.Sources)
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, 2*time.Second)
+	if source, err := scenario.SeenAs(ctx, p); err == nil {
+		t.Errorf("a new connection past the tenant's link was answered, seen as %s", source)
+	}
+	cancel()
+	w.answers(established, 20) // a translated flow survives a stale entry
+
+	w.must(w.HealNeighbour("node1", blue.GatewayIP()))
+	healed := time.Now()
+	w.answers(locked, 20)
+	t.Logf("the same UDP socket works %s after the entry was healed", time.Since(healed).Round(time.Millisecond))
+	w.seenAs(p, blue)
+	if r := locked.Stop(); len(r.Sources) != 1 || r.Sources[blue.EgressIP()] == 0 {
+		t.Errorf("the socket was seen as %v, want %s only", r.Sources, blue.EgressIP())
+	}
+	w.unharmed("a flow that was translated before", established, blue)
+	w.unharmed("a flow from the other node", unaffected, blue)
+}
+
+// A connection that began untranslated before any of our rules stood (the agent
+// came late) is ended when the node resolves the gateway IP.
+func TestUntranslatedFlowFromBeforeIsHealed(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.CreatePool(w.ctx, scenario.DemoPool()))
+	blue := w.tenant("ns-blue", "public")
+	p := w.pod("node1", "ns-blue")
+	w.seenAs(p, blue)
+
+	// As if the VM had routed the flow before the agent ran: an entry that says
+	// "not translated", for the very socket that the pod uses now.
+	conn, err := p.DialUDP(fmt.Sprintf("%s:%d", lab.Server, lab.EchoPort))
+	w.must(err)
+	port := conn.LocalAddr().String()
+	port = port[len(p.Address.String())+1:]
+	mac, err := w.LinkMAC(lab.PartGateway, "enp1s0")
+	w.must(err)
+	w.must(w.PoisonNeighbour("node1", blue.GatewayIP(), mac))
+	out, err := w.RunInGateway("conntrack", "-I", "-p", "udp", "-t", "300", "-s", p.Address.String(), "-d", lab.Server,
+		"--sport", port, "--dport", fmt.Sprint(lab.EchoPort))
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	f := scenario.StartUDP(w.ctx, conn, 10*time.Millisecond)
+	w.until("the locked-in flow to be refused", func() (bool, error) { return f.Snapshot().Refused > 5, nil })
+
+	w.must(w.HealNeighbour("node1", blue.GatewayIP()))
+	w.answers(f, 20)
+	if r := f.Stop(); len(r.Sources) != 1 || r.Sources[blue.EgressIP()] == 0 {
+		t.Errorf("the socket was seen as %v, want %s only", r.Sources, blue.EgressIP())
+	}
+}

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package e2e proves the main job end to end: the agents as built, in a lab of
+// real parts, looked at from outside as users and partners do. A capture on
+// the external wire runs through each test, and fails it if a single packet
+// left with a source other than an egress IP that the test allowed.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"egress-gateway.io/test/lab"
+	"egress-gateway.io/test/scenario"
+)
+
+// root is the checkout.
+const root = "../.."
+
+// soon is the limit for what takes milliseconds when all is well. It is long,
+// so that a slow machine fails no test: figures are the benchmark's business.
+const soon = 30 * time.Second
+
+var worlds atomic.Int32
+
+// world is a scenario.World that fails its test instead of returning errors.
+type world struct {
+	*scenario.World
+	t       *testing.T
+	ctx     context.Context
+	allowed map[netip.Addr]bool
+}
+
+type option func(*scenario.WorldOptions)
+
+func nodesLeadToGateway(o *scenario.WorldOptions) { o.NodeDefaultViaGateway = true }
+
+// newWorld brings up a lab with both agents, starts the capture, and checks it
+// when the test ends.
+func newWorld(t *testing.T, options ...option) *world {
+	t.Helper()
+	w := bareWorld(t, options...)
+	w.must(w.StartAgents(w.ctx))
+	return w
+}
+
+// bareWorld is newWorld without agents.
+func bareWorld(t *testing.T, options ...option) *world {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root: the lab is made of network namespaces; run: sudo make test")
+	}
+	name := fmt.Sprintf("e%dx%d", os.Getpid(), worlds.Add(1))
+	o := scenario.WorldOptions{Name: name, Dir: filepath.Join(t.TempDir(), "lab"), BinDir: root + "/build/bin", Root: root}
+	for _, f := range options {
+		f(&o)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	sw, err := scenario.NewWorld(ctx, o)
+	if err != nil {
+		t.Fatalf("bring up the lab (make build lab-bin builds what it needs): %v", err)
+	}
+	w := &world{World: sw, t: t, ctx: ctx, allowed: map[netip.Addr]bool{}}
+	t.Cleanup(func() {
+		if t.Failed() {
+			w.printLogs()
+		}
+		if err := w.Down(); err != nil {
+			t.Errorf("take down the lab: %v", err)
+		}
+	})
+	w.watchWire()
+	return w
+}
+
+// watchWire captures what leaves the gateway until the test ends.
+func (w *world) watchWire() {
+	capture, err := w.CaptureExternal()
+	w.must(err)
+	w.t.Cleanup(func() {
+		r, err := capture.Stop()
+		if err != nil {
+			w.t.Errorf("stop the capture: %v", err)
+		}
+		if r.KernelDrops > 0 {
+			w.t.Errorf("the capture missed %d packets: it proves nothing", r.KernelDrops)
+		}
+		allowed := make([]netip.Addr, 0, len(w.allowed))
+		for a := range w.allowed {
+			allowed = append(allowed, a)
+		}
+		for source, n := range r.Foreign(allowed...) {
+			w.t.Errorf("LEAK: %d packets left with source %s, which is no tenant's egress IP; the first: %v", n, source, r.First[source])
+		}
+		w.t.Logf("external wire: %d packets, sources %v", r.Packets, r.BySource)
+	})
+}
+
+// must ends the test on an error.
+func (w *world) must(err error) {
+	w.t.Helper()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// tenant creates a labelled namespace and waits until its tenant is Ready.
+func (w *world) tenant(namespace, pool string) scenario.Tenant {
+	w.t.Helper()
+	w.must(w.AddNamespace(w.ctx, namespace))
+	w.must(w.Label(w.ctx, namespace, pool))
+	return w.ready(namespace)
+}
+
+// ready waits until a tenant is Ready, and lets its address onto the wire.
+func (w *world) ready(name string) scenario.Tenant {
+	w.t.Helper()
+	t, err := w.WaitReady(w.ctx, name, soon)
+	w.must(err)
+	w.allow(t)
+	return t
+}
+
+func (w *world) allow(t scenario.Tenant) { w.allowed[t.EgressIP()] = true }
+
+// pod adds a pod of a namespace on a node.
+func (w *world) pod(node, namespace string, o ...lab.PodOption) *lab.Pod {
+	w.t.Helper()
+	p, err := w.AddPod(w.ctx, node, namespace, o...)
+	w.must(err)
+	return p
+}
+
+// seenAs fails the test unless the pod is seen with the tenant's egress IP. The
+// stand-in for OVN programs a new pod's route in its own time, hence the wait;
+// a wrong answer is never forgiven.
+func (w *world) seenAs(p *lab.Pod, t scenario.Tenant) {
+	w.t.Helper()
+	w.must(scenario.WaitSeenAs(w.ctx, p, t.EgressIP(), soon))
+}
+
+// udp starts a flow of one packet every 10 ms to the outside server, and waits
+// for the first answers.
+func (w *world) udp(p *lab.Pod) *scenario.Flow {
+	w.t.Helper()
+	conn, err := p.DialUDP(fmt.Sprintf("%s:%d", lab.Server, lab.EchoPort))
+	w.must(err)
+	f := scenario.StartUDP(w.ctx, conn, 10*time.Millisecond)
+	w.answers(f, 5)
+	return f
+}
+
+// tcp does the same over one connection.
+func (w *world) tcp(p *lab.Pod) *scenario.Flow {
+	w.t.Helper()
+	conn, err := p.DialTCP(w.ctx, fmt.Sprintf("%s:%d", lab.Server, lab.EchoPort))
+	w.must(err)
+	f := scenario.StartTCP(w.ctx, conn, 10*time.Millisecond)
+	w.answers(f, 5)
+	return f
+}
+
+func (w *world) answers(f *scenario.Flow, n int) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, soon)
+	defer cancel()
+	w.must(f.WaitAnswers(ctx, n))
+}
+
+// unharmed stops a flow and fails the test if it lost a packet or was seen
+// with another source.
+func (w *world) unharmed(what string, f *scenario.Flow, want scenario.Tenant) {
+	w.t.Helper()
+	r := f.Stop()
+	if r.Err != nil || r.Lost() > 0 || r.Refused > 0 {
+		w.t.Errorf("%s: %d of %d packets lost, %d refused, longest gap %s, error %v; want none", what, r.Lost(), r.Sent, r.Refused, r.LongestGap, r.Err)
+	}
+	for source := range r.Sources {
+		if source.IsValid() && source != want.EgressIP() {
+			w.t.Errorf("%s: seen as %s, want %s", what, source, want.EgressIP())
+		}
+	}
+	w.t.Logf("%s: %d packets, %d lost, longest gap %s", what, r.Sent, r.Lost(), r.LongestGap.Round(time.Millisecond))
+}
+
+// until waits for something to hold.
+func (w *world) until(what string, ok func() (bool, error)) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.ctx, soon)
+	defer cancel()
+	w.must(scenario.Until(ctx, what, func(context.Context) (bool, error) { return ok() }))
+}
+
+// gone fails the test if the gateway's kernel still mentions any of these
+// addresses or names, or a connection does, after a moment.
+func (w *world) gone(what ...string) {
+	w.t.Helper()
+	var left []string
+	w.until(fmt.Sprintf("nothing of %v to be left on the gateway", what), func() (bool, error) {
+		left = nil
+		state, err := w.Gateway()
+		if err != nil {
+			return false, err
+		}
+		for _, x := range what {
+			left = append(left, state.Mentions(x)...)
+			if a, err := netip.ParseAddr(x); err == nil {
+				entries, err := w.Connections(a)
+				if err != nil {
+					return false, err
+				}
+				left = append(left, entries...)
+			}
+		}
+		if len(left) > 0 {
+			return false, fmt.Errorf("left: %s", strings.Join(left, "\n"))
+		}
+		return true, nil
+	})
+}
+
+// printLogs shows the ends of the agents' logs.
+func (w *world) printLogs() {
+	files, err := filepath.Glob(filepath.Join(w.Dir(), "log", "*agent*"))
+	if err != nil {
+		w.t.Log(err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			w.t.Log(err)
+			continue
+		}
+		const keep = 6000
+		if len(b) > keep {
+			b = b[len(b)-keep:]
+		}
+		w.t.Logf("end of %s:\n%s", filepath.Base(file), b)
+	}
+}
