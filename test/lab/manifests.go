@@ -135,10 +135,8 @@ func (l *Lab) awaitEstablished(ctx context.Context, name string) error {
 		if err != nil {
 			return fmt.Errorf("wait for CRD %s: %w", name, err)
 		}
-		conditions, _, err := unstructured.NestedSlice(crd.Object, "status", "conditions")
-		if err != nil {
-			return fmt.Errorf("wait for CRD %s: %w", name, err)
-		}
+		// Absent, or null, until the server first looked at the object.
+		conditions, _, _ := unstructured.NestedSlice(crd.Object, "status", "conditions")
 		for _, c := range conditions {
 			if c, ok := c.(map[string]any); ok && c["type"] == "Established" && c["status"] == "True" {
 				return nil

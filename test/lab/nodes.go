@@ -142,6 +142,9 @@ func (l *Lab) makeNode(n *Node) error {
 	if err != nil {
 		return err
 	}
+	if err := l.announce(part, nodeNIC, n.Address); err != nil {
+		return err
+	}
 	if err := l.makeBridge(part, podsBr, cidr(podRouter(n.Subnet).String(), n.Subnet.Bits())); err != nil {
 		return err
 	}
@@ -233,7 +236,10 @@ func (l *Lab) SetNodeAddress(ctx context.Context, name string, addr netip.Addr) 
 	return l.changeNode(ctx, name, func(n *Node) error {
 		old := n.Address
 		n.Address = addr
-		return l.readdress(Part(name), nodeNIC, cidr(old.String(), internalBits), cidr(addr.String(), internalBits))
+		if err := l.readdress(Part(name), nodeNIC, cidr(old.String(), internalBits), cidr(addr.String(), internalBits)); err != nil {
+			return err
+		}
+		return l.announce(Part(name), nodeNIC, addr)
 	})
 }
 

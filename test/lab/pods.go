@@ -11,6 +11,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"egress-gateway.io/test/lab/namespace"
 )
 
 // Pod is a pod of the lab: a Pod object in the API and an address on a node.
@@ -145,6 +147,10 @@ func (l *Lab) makePod(p *Pod, plan podPlan) error {
 		defer close(plan.ready)
 	}
 	if err := l.makePart(p.Part); err != nil {
+		return err
+	}
+	// Else RemovePod of the first pod in a shared namespace removes them all.
+	if err := namespace.Sysctl(l.Namespace(p.Part), [2]string{"ipv4/conf/all/promote_secondaries", "1"}); err != nil {
 		return err
 	}
 	err := l.plug(cable{part: p.Part, nic: nodeNIC, addrs: []string{addr}, switchPart: Part(p.Node), bridge: podsBr, port: plan.port})

@@ -1,0 +1,395 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"egress-gateway.io/test/lab/namespace"
+)
+
+const testBin = "../../build/bin"
+
+var apbResource = schema.GroupVersionResource{Group: "k8s.ovn.org", Version: "v1", Resource: "adminpolicybasedexternalroutes"}
+
+// bring brings up a lab for one test and proves at its end that nothing of it
+// is left.
+func bring(t *testing.T, name string, change func(*Options)) *Lab {
+	t.Helper()
+	requireRoot(t)
+	opts := Options{Name: name, Dir: t.TempDir(), BinDir: testBin, Log: t.Output()}
+	if change != nil {
+		change(&opts)
+	}
+	began := time.Now()
+	l, err := Up(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("up in %s", time.Since(began))
+	t.Cleanup(func() {
+		began := time.Now()
+		if err := l.Down(); err != nil {
+			t.Error(err)
+		}
+		t.Logf("down in %s", time.Since(began))
+		requireNothing(t, name)
+	})
+	return l
+}
+
+func requireRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root: the lab makes network namespaces")
+	}
+	for _, b := range []string{"kube-apiserver", "kube-controller-manager", "nats-server", "lab"} {
+		if _, err := os.Stat(filepath.Join(testBin, b)); err != nil {
+			t.Fatalf("%v: run `make build lab-bin`", err)
+		}
+	}
+}
+
+func requireNothing(t *testing.T, name string) {
+	t.Helper()
+	namespaces, err := namespace.List(name + "-")
+	if err != nil || len(namespaces) > 0 {
+		t.Errorf("namespaces left: %v %v", namespaces, err)
+	}
+	processes, err := Processes(name)
+	if err != nil || len(processes) > 0 {
+		t.Errorf("processes left: %v %v", processes, err)
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	l := bring(t, "labnet", nil)
+	pods, err := l.Populate(t.Context(), []string{"ns-blue", "ns-red"}, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pods) != 8 {
+		t.Fatalf("got %d pods, want 8", len(pods))
+	}
+	t.Run("nodes and gateway see each other", func(t *testing.T) {
+		requireReach(t, l, "node1", GatewayInternal)
+		requireReach(t, l, "node2", LANHost)
+		requireReach(t, l, PartGateway, nodeAddress(1).String())
+		requireReach(t, l, PartGateway, Control)
+	})
+	t.Run("pods see nodes and each other", func(t *testing.T) {
+		requireReach(t, l, pods[0].Part, nodeAddress(0).String())
+		requireReach(t, l, pods[0].Part, pods[2].Address.String())
+	})
+	t.Run("the server tells the gateway's address", func(t *testing.T) {
+		out, err := l.RunInGateway("curl", "-sm", "5", ServerURL)
+		if err != nil || strings.TrimSpace(out) != GatewayExternal {
+			t.Fatalf("got %q, %v", out, err)
+		}
+	})
+	t.Run("a pod without a policy reaches nothing outside", func(t *testing.T) {
+		if source, err := pods[0].HTTPGet(t.Context(), ServerURL); err == nil {
+			t.Fatalf("the server saw %s", source)
+		}
+	})
+	t.Run("the gateway is as a cloud hands it out", func(t *testing.T) {
+		for path, want := range map[string]string{
+			"net/ipv4/ip_forward": "0", "net/ipv4/conf/all/arp_ignore": "0", "net/ipv4/conf/enp1s0/rp_filter": "1",
+		} {
+			out, err := l.RunInGateway("cat", "/proc/sys/"+path)
+			if err != nil || strings.TrimSpace(out) != want {
+				t.Errorf("%s is %q, want %q (%v)", path, out, want, err)
+			}
+		}
+	})
+}
+
+// requireReach proves that packets go both ways: a port that nothing listens
+// on refuses the connection.
+func requireReach(t *testing.T, l *Lab, from Part, to string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	c, err := l.dial(ctx, from, "tcp", to+":9")
+	if err == nil {
+		c.Close()
+	}
+	if !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("%s does not reach %s: %v", from, to, err)
+	}
+}
+
+func TestStandinByHand(t *testing.T) {
+	l := bring(t, "labapb", nil)
+	ctx := t.Context()
+	pods, err := l.Populate(ctx, []string{"ns-blue"}, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	capture, err := l.CaptureExternal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	makeTenantByHand(t, l)
+	applyPolicy(t, l, "egress-blue", "ns-blue", "192.168.99.13")
+	awaitStatus(t, l, "egress-blue", "Success", "node1: configured external gateway IPs: 192.168.99.13")
+	requests := 0
+	for _, p := range pods {
+		if source := awaitSource(t, p); source != "192.168.55.113" {
+			t.Errorf("the server saw %s from pod %s", source, p)
+		}
+		requests++
+	}
+
+	// One packet in, one out: the capture's count is exact.
+	c, err := pods[0].DialUDP(fmt.Sprintf("%s:%d", Server, EchoPort))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	echoCapture, err := l.CaptureExternal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 1000 {
+		ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+		source, err := Ask(ask, c, fmt.Sprintf("packet %d", i))
+		cancel()
+		if err != nil || source.Addr().String() != "192.168.55.113" {
+			t.Fatalf("packet %d came from %s: %v", i, source, err)
+		}
+	}
+	result := stop(t, echoCapture)
+	if n := result.BySource[netip.MustParseAddr("192.168.55.113")]; n != 1000 || result.Packets != 1000 {
+		t.Errorf("captured %d of 1000 packets, %d in all: %v", n, result.Packets, result.BySource)
+	}
+
+	t.Run("a leak is seen", func(t *testing.T) {
+		leak(t, l, pods[0])
+	})
+	t.Run("a second policy for the namespace fails", func(t *testing.T) {
+		applyPolicy(t, l, "other", "ns-blue", "192.168.99.14")
+		awaitStatus(t, l, "other", "Fail", "node2: node2 failed to apply policy: failed to update policy other: namespaces [ns-blue] are already affected by another policy: egress-blue")
+		awaitStatus(t, l, "egress-blue", "Success", "")
+	})
+	t.Run("without the policy the pod is cut off", func(t *testing.T) {
+		for _, name := range []string{"other", "egress-blue"} {
+			if err := l.Dynamic().Resource(apbResource).Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		awaitCondition(t, "the rule goes", func() bool {
+			rules, err := l.Exec("node1", "ip", "rule")
+			return err == nil && !strings.Contains(rules, "from "+pods[0].Address.String())
+		})
+		if source, err := pods[0].HTTPGet(ctx, ServerURL); err == nil {
+			t.Errorf("the server saw %s", source)
+		}
+	})
+	result = stop(t, capture)
+	if result.BySource[pods[0].Address] == 0 {
+		t.Errorf("the whole capture missed the leak: %v", result.BySource)
+	}
+	if foreign := result.Foreign(netip.MustParseAddr("192.168.55.113"), pods[0].Address); len(foreign) > 0 {
+		t.Errorf("unexpected sources: %v", foreign)
+	}
+	if len(result.ARP) == 0 {
+		t.Error("the capture saw no ARP")
+	}
+}
+
+// leak points a node at the NIC itself, where the hand-made gateway has no
+// guard, and wants the capture to tell.
+func leak(t *testing.T, l *Lab, p *Pod) {
+	t.Helper()
+	capture, err := l.CaptureExternal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	nic, err := l.LinkMAC(PartGateway, "enp1s0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hop := netip.MustParseAddr("192.168.99.13")
+	if err := l.PoisonNeighbour(p.Node, hop, nic); err != nil {
+		t.Fatal(err)
+	}
+	source, err := p.HTTPGet(t.Context(), ServerURL)
+	if err != nil || source != p.Address.String() {
+		t.Errorf("the leak did not happen: %q, %v", source, err)
+	}
+	if err := l.HealNeighbour(p.Node, hop); err != nil {
+		t.Fatal(err)
+	}
+	if source := awaitSource(t, p); source != "192.168.55.113" {
+		t.Errorf("after healing the server saw %s", source)
+	}
+	result := stop(t, capture)
+	foreign := result.Foreign(netip.MustParseAddr("192.168.55.113"))
+	if len(foreign) != 1 || foreign[p.Address] == 0 || len(result.First[p.Address]) == 0 {
+		t.Errorf("the capture found %v", foreign)
+	}
+}
+
+func makeTenantByHand(t *testing.T, l *Lab) {
+	t.Helper()
+	script := `set -e
+echo 1 > /proc/sys/net/ipv4/conf/all/arp_ignore
+echo 2 > /proc/sys/net/ipv4/conf/all/arp_announce
+echo 2 > /proc/sys/net/ipv4/conf/all/rp_filter
+echo 1 > /proc/sys/net/ipv4/ip_forward
+ip route add 10.128.0.0/23 via 192.168.99.21
+ip route add 10.128.2.0/23 via 192.168.99.22
+iptables -t mangle -A PREROUTING -i mv-blue -j MARK --set-mark 1
+iptables -t nat -A POSTROUTING -o enp7s0 -m mark --mark 1 -j SNAT --to-source 192.168.55.113
+ip address add 192.168.55.113/32 dev enp7s0
+ip link add mv-blue link enp1s0 address 02:00:c0:a8:63:0d type macvlan mode private
+ip link set mv-blue up
+ip address add 192.168.99.13/32 dev mv-blue`
+	if _, err := l.RunInGateway("sh", "-c", script); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func applyPolicy(t *testing.T, l *Lab, name, ns, hop string) {
+	t.Helper()
+	err := l.ApplyYAML(t.Context(), fmt.Sprintf(`
+apiVersion: k8s.ovn.org/v1
+kind: AdminPolicyBasedExternalRoute
+metadata: {name: %s}
+spec:
+  from: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %s}}}
+  nextHops: {static: [{ip: %s}]}
+`, name, ns, hop))
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func awaitStatus(t *testing.T, l *Lab, name, status, message string) {
+	t.Helper()
+	var last any
+	awaitCondition(t, fmt.Sprintf("status %s of policy %s", status, name), func() bool {
+		o, err := l.Dynamic().Resource(apbResource).Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = o.Object["status"]
+		have, _, _ := unstructured.NestedString(o.Object, "status", "status")
+		messages, _, _ := unstructured.NestedStringSlice(o.Object, "status", "messages")
+		return have == status && (message == "" || strings.Contains(strings.Join(messages, "\n"), message))
+	})
+	t.Logf("policy %s: %v", name, last)
+}
+
+// awaitSource asks until an answer comes.
+func awaitSource(t *testing.T, p *Pod) (source string) {
+	t.Helper()
+	awaitCondition(t, "an answer to "+p.String(), func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		var err error
+		source, err = p.HTTPGet(ctx, ServerURL)
+		return err == nil
+	})
+	return source
+}
+
+func awaitCondition(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case <-deadline:
+			t.Fatalf("in vain: %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func stop(t *testing.T, c *Capture) Result {
+	t.Helper()
+	r, err := c.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.KernelDrops != 0 {
+		t.Fatalf("the capture missed %d packets", r.KernelDrops)
+	}
+	return r
+}
+
+func TestControlPlane(t *testing.T) {
+	l := bring(t, "labctl", nil)
+	ctx := t.Context()
+	connect := func() *nats.Conn {
+		nc, err := nats.Connect(l.NATSURL(), nats.SetCustomDialer(l.NATSDialer()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(nc.Close)
+		return nc
+	}
+	streams := func(nc *nats.Conn) (names []string) {
+		js, err := nc.JetStream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name := range js.StreamNames() {
+			names = append(names, name)
+		}
+		return names
+	}
+	js, err := connect().JetStream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.AddStream(&nats.StreamConfig{Name: "KEPT"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(l.KillNATS(), l.StartNATS(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if got := streams(connect()); len(got) != 1 {
+		t.Errorf("streams after a restart: %v", got)
+	}
+	if err := errors.Join(l.WipeNATS(), l.StartNATS(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	if got := streams(connect()); len(got) != 0 {
+		t.Errorf("streams after a wipe: %v", got)
+	}
+
+	if err := errors.Join(l.AddNamespace(ctx, "kept"), l.KillAPIServer()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.StartAPIServer(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Kube().CoreV1().Namespaces().Get(ctx, "kept", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	if err := l.Kube().CoreV1().Namespaces().Delete(ctx, "kept", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitCondition(t, "the namespace is finalised", func() bool {
+		_, err := l.Kube().CoreV1().Namespaces().Get(ctx, "kept", metav1.GetOptions{})
+		return err != nil
+	})
+}
