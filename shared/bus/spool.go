@@ -283,3 +283,10 @@ func (s *spool) close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// lose counts an event that can not be read any more.
+func (s *spool) lose() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setDropped(s.dropped + 1)
+}

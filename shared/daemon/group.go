@@ -18,17 +18,19 @@ import (
 // with its stack, so that the others can still shut down in order.
 type Group struct {
 	ctx    context.Context
-	cancel context.CancelCauseFunc
+	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	once   sync.Once
+	err    error // of the first part that failed
 }
 
 // NewGroup returns a group and the context that its parts must obey.
 func NewGroup(parent context.Context) (*Group, context.Context) {
-	ctx, cancel := context.WithCancelCause(parent)
+	ctx, cancel := context.WithCancel(parent)
 	return &Group{ctx: ctx, cancel: cancel}, ctx
 }
 
-// errStopped is the cause when a part returned nil of its own accord.
+// errStopped is the error of a part that returned nil of its own accord.
 var errStopped = errors.New("ended without being asked to")
 
 // Go runs a part. name stands in the error if it fails.
@@ -36,7 +38,7 @@ func (g *Group) Go(name string, run func(context.Context) error) {
 	g.wg.Go(func() {
 		defer func() {
 			if p := recover(); p != nil {
-				g.cancel(fmt.Errorf("%s: panic: %v\n%s", name, p, debug.Stack()))
+				g.fail(fmt.Errorf("%s: panic: %v\n%s", name, p, debug.Stack()))
 			}
 		}()
 		err := run(g.ctx)
@@ -46,17 +48,19 @@ func (g *Group) Go(name string, run func(context.Context) error) {
 		if err == nil {
 			err = errStopped
 		}
-		g.cancel(fmt.Errorf("%s: %w", name, err))
+		g.fail(fmt.Errorf("%s: %w", name, err))
 	})
+}
+
+func (g *Group) fail(err error) {
+	g.once.Do(func() { g.err = err })
+	g.cancel()
 }
 
 // Wait waits for all parts and returns the error of the first that failed, or
 // nil if they ended because the parent context did.
 func (g *Group) Wait() error {
 	g.wg.Wait()
-	defer g.cancel(nil)
-	if cause := context.Cause(g.ctx); cause != nil && !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
-		return cause
-	}
-	return nil
+	g.cancel()
+	return g.err
 }
