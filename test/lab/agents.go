@@ -47,11 +47,7 @@ func (l *Lab) GatewayCommand(args ...string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	out, err := l.command(PartGateway, l.GatewayEnv(), append([]string{binary}, args...)).CombinedOutput()
-	if err != nil {
-		return string(out), fmt.Errorf("gateway-agent %v: %w: %s", args, err, out)
-	}
-	return string(out), nil
+	return l.output(PartGateway, l.GatewayEnv(), append([]string{binary}, args...))
 }
 
 // ClusterEnv is the environment that StartClusterAgent gives to an agent of

@@ -134,7 +134,7 @@ func TestResetGateway(t *testing.T) {
 		if err := l.ResetGateway(); err != nil {
 			t.Fatal(err)
 		}
-		if out, err := l.RunInGateway("curl", "-sm", "5", ServerURL); err != nil || strings.TrimSpace(out) != GatewayExternal {
+		if out, err := l.HTTPGet(t.Context(), PartGateway, ServerURL); err != nil || out != GatewayExternal {
 			t.Errorf("after the reset: %q, %v", out, err)
 		}
 	}
@@ -194,6 +194,53 @@ func TestCrash(t *testing.T) {
 		requireNothing(t, name)
 	}
 }
+
+// TestOwnersDeath kills a program that owns a lab: the processes must die with
+// it, by themselves.
+func TestOwnersDeath(t *testing.T) {
+	requireRoot(t)
+	const name = "labowner"
+	if os.Getenv(ownerVariable) != "" {
+		l, err := Up(t.Context(), Options{Name: name, Dir: t.TempDir(), BinDir: testBin})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("owner is ready", l.Name())
+		select {}
+	}
+	t.Cleanup(func() {
+		if err := DownByName(name); err != nil {
+			t.Error(err)
+		}
+		requireNothing(t, name)
+	})
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^TestOwnersDeath$")
+	cmd.Env = append(os.Environ(), ownerVariable+"=1")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for s := bufio.NewScanner(out); s.Scan() && !strings.Contains(s.Text(), "owner is ready"); {
+		t.Log(s.Text())
+	}
+	before, err := Processes(name)
+	if err != nil || len(before) == 0 {
+		t.Errorf("the lab has no processes (%v)", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait() // killed
+	awaitCondition(t, "the lab's processes die with their owner", func() bool {
+		left, err := Processes(name)
+		return err == nil && len(left) == 0
+	})
+}
+
+const ownerVariable = "LAB_TEST_OWNER"
 
 func TestTwoLabsAtOnce(t *testing.T) {
 	var wg sync.WaitGroup

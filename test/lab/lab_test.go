@@ -96,8 +96,8 @@ func TestNetwork(t *testing.T) {
 		requireReach(t, l, pods[0].Part, pods[2].Address.String())
 	})
 	t.Run("the server tells the gateway's address", func(t *testing.T) {
-		out, err := l.RunInGateway("curl", "-sm", "5", ServerURL)
-		if err != nil || strings.TrimSpace(out) != GatewayExternal {
+		out, err := l.HTTPGet(t.Context(), PartGateway, ServerURL)
+		if err != nil || out != GatewayExternal {
 			t.Fatalf("got %q, %v", out, err)
 		}
 	})
@@ -178,6 +178,9 @@ func TestStandinByHand(t *testing.T) {
 		t.Errorf("captured %d of 1000 packets, %d in all: %v", n, result.Packets, result.BySource)
 	}
 
+	t.Run("a flood is counted in full", func(t *testing.T) {
+		flood(t, l, pods[0])
+	})
 	t.Run("a leak is seen", func(t *testing.T) {
 		leak(t, l, pods[0])
 	})
@@ -209,6 +212,41 @@ func TestStandinByHand(t *testing.T) {
 	}
 	if len(result.ARP) == 0 {
 		t.Error("the capture saw no ARP")
+	}
+}
+
+// flood sends faster than a reader that looks at each packet by itself could
+// follow, and wants each packet that the server got to be in the capture.
+func flood(t *testing.T, l *Lab, p *Pod) {
+	t.Helper()
+	capture, err := l.CaptureExternal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := p.DialUDP(fmt.Sprintf("%s:%d", Server, HTTPPort)) // nothing listens there: no answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	sent := uint64(0)
+	for began := time.Now(); time.Since(began) < time.Second; {
+		if _, err := c.Write([]byte("flood")); err == nil { // else the port unreachable of an earlier one
+			sent++
+		}
+	}
+	h, err := l.netlink(PartExternal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	result := stop(t, capture)
+	port, err := h.LinkByName(gatewayPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := result.BySource[netip.MustParseAddr("192.168.55.113")]
+	t.Logf("sent %d packets, captured %d", sent, got)
+	if dropped := port.Attrs().Statistics.RxDropped; got+dropped < sent || got > sent {
+		t.Errorf("captured %d of %d packets; the port dropped %d", got, sent, dropped)
 	}
 }
 

@@ -42,8 +42,9 @@ type Node struct {
 	Subnet  netip.Prefix
 
 	nextPod     netip.Addr
-	pods        int           // pods made so far, for their names
-	sharedReady chan struct{} // closed once the namespace of SharedNetwork pods is made; nil before
+	pods        int            // pods made so far, for their ports' names
+	podsOf      map[string]int // the same by namespace, for their own names
+	sharedReady chan struct{}  // closed once the namespace of SharedNetwork pods is made; nil before
 	podParts    []Part
 }
 
@@ -105,7 +106,7 @@ func (l *Lab) reserveNode(spec NodeSpec) (*Node, error) {
 	if index == maxNodes && !(spec.Address.IsValid() && spec.Subnet.IsValid()) {
 		return nil, fmt.Errorf("add node %s: no address is left", spec.Name)
 	}
-	n := &Node{Name: spec.Name, Address: spec.Address, Subnet: spec.Subnet}
+	n := &Node{Name: spec.Name, Address: spec.Address, Subnet: spec.Subnet, podsOf: map[string]int{}}
 	if !n.Address.IsValid() {
 		n.Address = nodeAddress(index)
 	}

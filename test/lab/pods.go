@@ -39,7 +39,8 @@ type podSettings struct {
 // each still speaks with its own address only.
 func SharedNetwork() PodOption { return func(s *podSettings) { s.shared = true } }
 
-// PodName sets the name of the Pod object; default is NODE-NUMBER.
+// PodName sets the name of the Pod object; default is NODE-NUMBER, counted in
+// each namespace.
 func PodName(name string) PodOption { return func(s *podSettings) { s.name = name } }
 
 // AddNamespace makes a namespace in the API. One that exists is left as it is.
@@ -113,7 +114,8 @@ func (l *Lab) reservePod(node, ns string, settings podSettings) (*Pod, podPlan, 
 	n.pods++
 	p := &Pod{Namespace: ns, Name: settings.name, Node: node, Address: n.nextPod, lab: l}
 	if p.Name == "" {
-		p.Name = fmt.Sprintf("%s-%d", node, n.pods)
+		n.podsOf[ns]++
+		p.Name = fmt.Sprintf("%s-%d", node, n.podsOf[ns])
 	}
 	n.nextPod = n.nextPod.Next()
 	plan := podPlan{port: fmt.Sprintf("p%d", n.pods), create: true}

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // labVariable marks each process of a lab in its environment. It is how
@@ -22,6 +24,8 @@ const (
 	labVariable = "EGRESS_GATEWAY_LAB"
 	dirVariable = "EGRESS_GATEWAY_LAB_DIR"
 )
+
+const execTimeout = time.Minute
 
 // Process is a program that runs in one of the lab's namespaces. Its methods
 // may be called by any goroutine.
@@ -93,7 +97,7 @@ func (l *Lab) Start(part Part, name string, env map[string]string, argv ...strin
 		return nil, fmt.Errorf("start %s: it is running with pid %d", name, old.PID)
 	}
 	p := &Process{Name: name, Part: part, LogPath: l.path("log", name+".log"), done: make(chan struct{})}
-	p.cmd = l.command(part, env, append([]string{binary}, argv[1:]...))
+	p.cmd = l.command(context.Background(), part, env, append([]string{binary}, argv[1:]...))
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if !l.opts.Detach {
 		p.cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
@@ -130,8 +134,8 @@ func (l *Lab) launch(p *Process) error {
 // command builds the command that runs argv in a part. `ip netns exec` replaces
 // itself by the program, so the pid is the program's, and gives it a /sys of
 // the namespace, which setns alone would not.
-func (l *Lab) command(part Part, env map[string]string, argv []string) *exec.Cmd {
-	cmd := exec.Command("ip", append([]string{"netns", "exec", l.Namespace(part)}, argv...)...)
+func (l *Lab) command(ctx context.Context, part Part, env map[string]string, argv []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", l.Namespace(part)}, argv...)...)
 	cmd.Dir = l.opts.Dir
 	cmd.Env = []string{
 		"PATH=" + l.opts.BinDir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -151,9 +155,18 @@ func (l *Lab) command(part Part, env map[string]string, argv []string) *exec.Cmd
 }
 
 // Exec runs a command in a part to its end and returns its output, standard
-// error included. It is for commands like `ip`, `conntrack`, `iptables-save`.
+// error included. It is for commands like `ip`, `conntrack`, `iptables-save`;
+// one that takes more than a minute is killed.
 func (l *Lab) Exec(part Part, argv ...string) (string, error) {
-	out, err := l.command(part, nil, argv).CombinedOutput()
+	return l.output(part, nil, argv)
+}
+
+func (l *Lab) output(part Part, env map[string]string, argv []string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), execTimeout)
+	defer cancel()
+	cmd := l.command(ctx, part, env, argv)
+	cmd.WaitDelay = time.Second // for what the command left behind with our pipe open
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return string(out), fmt.Errorf("%v in %s: %w: %s", argv, part, err, out)
 	}

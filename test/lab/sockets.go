@@ -17,29 +17,55 @@ import (
 // HTTPGet fetches a page over a new connection from the pod, and returns the
 // body without white space at its ends. Another status than 200 is an error.
 func (p *Pod) HTTPGet(ctx context.Context, url string) (string, error) {
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return p.DialTCP(ctx, addr)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	body, err := get(ctx, url, p.DialTCP)
 	if err != nil {
 		return "", fmt.Errorf("pod %s: %w", p, err)
 	}
+	return body, nil
+}
+
+// HTTPGet does the same from a part of the lab: from the gateway VM to its
+// agent's own page, for one.
+func (l *Lab) HTTPGet(ctx context.Context, from Part, url string) (string, error) {
+	body, err := get(ctx, url, func(ctx context.Context, addr string) (net.Conn, error) {
+		return l.dial(ctx, from, "tcp", addr)
+	})
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", from, err)
+	}
+	return body, nil
+}
+
+func get(ctx context.Context, url string, dial func(ctx context.Context, addr string) (net.Conn, error)) (string, error) {
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, addr string) (net.Conn, error) { return dial(ctx, addr) },
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
 	answer, err := client.Do(req)
 	if err != nil {
-		return "", fmt.Errorf("pod %s: %w", p, err)
+		return "", err
 	}
 	defer answer.Body.Close()
 	body, err := io.ReadAll(answer.Body)
 	if err != nil {
-		return "", fmt.Errorf("pod %s: read %s: %w", p, url, err)
+		return "", fmt.Errorf("read %s: %w", url, err)
 	}
+	text := strings.TrimSpace(string(body))
 	if answer.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("pod %s: %s: %s", p, url, answer.Status)
+		return "", fmt.Errorf("%s: %s: %s", url, answer.Status, text)
 	}
-	return strings.TrimSpace(string(body)), nil
+	return text, nil
+}
+
+// Get does the same in a lab of another program, such as one that `lab up`
+// left running.
+func Get(ctx context.Context, lab string, from Part, url string) (string, error) {
+	l := &Lab{opts: Options{Name: lab}}
+	return l.HTTPGet(ctx, from, url)
 }
 
 // DialTCP connects to "address:port" from the pod's address.

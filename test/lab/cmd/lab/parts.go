@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -40,6 +41,29 @@ func execute(args []string) error {
 	}
 	argv := append([]string{"ip", "netns", "exec", *name + "-" + f.Arg(0)}, f.Args()[1:]...)
 	return syscall.Exec(ip, argv, append(env, more...))
+}
+
+func get(ctx context.Context, args []string) error {
+	f, name := flags("get", "PART [URL]")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	url := lab.ServerURL
+	switch f.NArg() {
+	case 1:
+	case 2:
+		url = f.Arg(1)
+	default:
+		f.Usage()
+		return errors.New("get: want a part, and a URL if not the outside server's")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	body, err := lab.Get(ctx, *name, lab.Part(f.Arg(0)), url)
+	if err == nil {
+		fmt.Println(body)
+	}
+	return err
 }
 
 func serve(ctx context.Context, args []string) error {

@@ -19,7 +19,7 @@ func up(ctx context.Context, args []string) error {
 	f, name := flags("up", "")
 	bin := f.String("bin", binDir(), "directory with kube-apiserver, nats-server, the agents and lab")
 	dir := f.String("dir", "", "directory for logs and state (default: one in the system's temporary directory)")
-	manifests := f.String("manifests", "", "comma list of YAML files, or directories of them, to apply")
+	manifests := f.String("manifests", "", "comma list of YAML files, or directories of them, to apply (default: deploy/crds of the checkout)")
 	nodes := f.Int("nodes", 2, "number of nodes")
 	agents := f.Bool("agents", true, "start gateway-agent and cluster-agent too")
 	leaky := f.Bool("default-via-gateway", false, "let pods without a policy reach the gateway with their own address")
@@ -29,6 +29,8 @@ func up(ctx context.Context, args []string) error {
 	opts := lab.Options{Name: *name, Dir: *dir, BinDir: *bin, Log: os.Stdout, NodeDefaultViaGateway: *leaky, Detach: true}
 	if *manifests != "" {
 		opts.Manifests = strings.Split(*manifests, ",")
+	} else if own := filepath.Join(*bin, "../../deploy/crds"); exists(own) {
+		opts.Manifests = []string{own}
 	}
 	for i := range *nodes {
 		opts.Nodes = append(opts.Nodes, fmt.Sprintf("node%d", i+1))
@@ -58,7 +60,6 @@ func startAgents(ctx context.Context, l *lab.Lab) error {
 
 // explain tells a person how to look around.
 func explain(l *lab.Lab, pods []*lab.Pod, agents bool) {
-	pod := l.Namespace(pods[0].Part)
 	fmt.Printf(`
 The lab is up. Its parts are network namespaces:
   %-24s the gateway VM            ip netns exec %[1]s ip -brief address
@@ -69,11 +70,11 @@ The lab is up. Its parts are network namespaces:
 	for _, n := range l.Nodes() {
 		fmt.Printf("  %-24s a node                    ip netns exec %[1]s ip rule\n", l.Namespace(lab.Part(n)))
 	}
-	fmt.Println("Pods:")
+	fmt.Printf("Pods (their namespaces begin with %s-):\n", l.Name())
 	for _, p := range pods {
-		fmt.Printf("  %-36s %s, %s on %s\n", l.Namespace(p.Part), p, p.Address, p.Node)
+		fmt.Printf("  %-32s %s on %s\n", p.Part, p.Address, p.Node)
 	}
-	fmt.Printf("Ask the outside server which source it sees:\n  ip netns exec %s curl -sm 3 %s\n", pod, lab.ServerURL)
+	fmt.Printf("Ask the outside server which source it sees:\n  lab get --name %s %s\n", l.Name(), pods[0].Part)
 	if agents {
 		fmt.Printf("The agents run; gateway-agent status:\n  lab exec --name %s gw gateway-agent status\n", l.Name())
 	}
@@ -113,4 +114,9 @@ func status(args []string) error {
 		fmt.Printf("logs: %s\n", filepath.Join(processes[0].Dir, "log"))
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
