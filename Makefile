@@ -23,7 +23,7 @@ setup: ## install the Debian packages that the lab needs (root), or print the li
 
 .PHONY: build
 build: ## build the agents and the lab into build/bin
-	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./test/lab/cmd/lab ./test/demo
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./test/lab/cmd/lab ./test/demo ./test/bench
 
 .PHONY: lab-bin
 lab-bin: ## build kube-apiserver, kube-controller-manager and nats-server (once; about 5 minutes)
@@ -61,4 +61,4 @@ fuzz: ## run each fuzz target for FUZZTIME (default 10s)
 
 .PHONY: bench
 bench: setup build lab-bin ## measure; figures to build/bench/*.json (BENCH=control) (root)
-	@go test -count=1 -timeout 60m -run '^$$' -bench . -benchtime 1x ./test/bench
+	@$(BIN)/bench -part $(or $(BENCH),control) $(if $(TENANTS),-tenants $(TENANTS))

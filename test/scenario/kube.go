@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -70,16 +71,19 @@ type Pool struct {
 	Spec map[string]any
 }
 
-// CreatePool creates an EgressPool.
-func (c *Cluster) CreatePool(ctx context.Context, p Pool) error {
+// Object returns the pool as it is applied.
+func (p Pool) Object() map[string]any {
 	spec := map[string]any{"egressRanges": list(p.EgressRanges), "gatewayRanges": list(p.GatewayRanges)}
-	for k, v := range p.Spec {
-		spec[k] = v
-	}
-	return c.Create(ctx, Pools, map[string]any{
+	maps.Copy(spec, p.Spec)
+	return map[string]any{
 		"apiVersion": Pools.GroupVersion().String(), "kind": "EgressPool",
 		"metadata": map[string]any{"name": p.Name}, "spec": spec,
-	})
+	}
+}
+
+// CreatePool creates an EgressPool.
+func (c *Cluster) CreatePool(ctx context.Context, p Pool) error {
+	return c.Create(ctx, Pools, p.Object())
 }
 
 // Create creates any cluster-scoped object.

@@ -31,6 +31,8 @@ type WorldOptions struct {
 	// NodeDefaultViaGateway sends what no policy covers to the gateway VM's
 	// own address, where a leak would show.
 	NodeDefaultViaGateway bool
+	// Detach lets the lab outlive the program.
+	Detach bool
 }
 
 // NewWorld brings up a lab, with the product's CRDs, but no agent yet.
@@ -39,6 +41,7 @@ func NewWorld(ctx context.Context, o WorldOptions) (*World, error) {
 		Name: o.Name, Dir: o.Dir, BinDir: o.BinDir, Log: o.Log,
 		Manifests:             []string{o.Root + "/deploy/crds"},
 		NodeDefaultViaGateway: o.NodeDefaultViaGateway,
+		Detach:                o.Detach,
 	})
 	if err != nil {
 		return nil, err
