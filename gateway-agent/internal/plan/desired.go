@@ -65,6 +65,11 @@ func sysctls() map[string]string {
 	}
 }
 
+// SysctlKeys returns the sysctls that plans are about.
+func SysctlKeys() []string { return append(sorted(sysctls()), sysctlForward6) }
+
+const sysctlForward6 = "net/ipv6/conf/all/forwarding"
+
 // builder collects a State.
 type builder struct {
 	in        Input
@@ -167,7 +172,7 @@ func (b *builder) usesIPv6() bool {
 		uses = uses || !t.Released && len(tenant.IPv6.Addrs(t.GatewayIPs)) > 0
 	}
 	if uses {
-		b.state.Sysctls["net/ipv6/conf/all/forwarding"] = "1"
+		b.state.Sysctls[sysctlForward6] = "1"
 	}
 	return uses
 }

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+// ifaProto (linux/if_addr.h) is known since Linux 5.18; older kernels ignore it.
+const ifaProto = 11
+
+// addrInfo is what one message of an address dump tells.
+type addrInfo struct {
+	dev    string
+	prefix netip.Prefix
+	label  string
+	proto  byte
+	link   bool // scope link or host
+}
+
+func dumpAddrs(links []linkInfo) ([]addrInfo, error) {
+	names := make(map[uint32]string, len(links))
+	for _, l := range links {
+		names[uint32(l.index)] = l.name
+	}
+	return consistent(func() ([]addrInfo, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
+		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+		if err != nil {
+			return nil, fmt.Errorf("list addresses: %w", err)
+		}
+		out := make([]addrInfo, 0, len(messages))
+		for _, m := range messages {
+			a, err := parseAddr(m, names)
+			if err != nil {
+				return nil, fmt.Errorf("list addresses: %w", err)
+			}
+			out = append(out, a)
+		}
+		return out, nil
+	})
+}
+
+func parseAddr(m []byte, names map[uint32]string) (addrInfo, error) {
+	head := nl.DeserializeIfAddrmsg(m)
+	attrs, err := nl.ParseRouteAttr(m[head.Len():])
+	if err != nil {
+		return addrInfo{}, err
+	}
+	a := addrInfo{dev: names[head.Index], link: head.Scope >= unix.RT_SCOPE_LINK}
+	var ip, local netip.Addr
+	for _, at := range attrs {
+		switch at.Attr.Type {
+		case unix.IFA_ADDRESS:
+			ip, _ = netip.AddrFromSlice(at.Value)
+		case unix.IFA_LOCAL: // differs from IFA_ADDRESS on point-to-point links
+			local, _ = netip.AddrFromSlice(at.Value)
+		case unix.IFA_LABEL:
+			a.label = nl.BytesToString(at.Value)
+		case ifaProto:
+			a.proto = at.Value[0]
+		}
+	}
+	if local.IsValid() {
+		ip = local
+	}
+	a.prefix = netip.PrefixFrom(ip, int(head.Prefixlen))
+	return a, nil
+}
+
+// ours tells whether an address is the gateway's to manage: any on a tenant's
+// link, and host addresses elsewhere that carry our label or protocol.
+func (a addrInfo) ours(tenantLink bool) bool {
+	if !a.prefix.IsSingleIP() || a.link {
+		return false
+	}
+	return tenantLink || a.proto == plan.Protocol || a.label != "" && a.label == plan.AddrLabel(a.dev)
+}
+
+// addAddr adds an address of ours. That it is there already is no error if it
+// is ours, as a step may be carried out twice.
+func (k *Kernel) addAddr(a plan.Addr) error {
+	req, err := addrRequest(a, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	if err != nil {
+		return err
+	}
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.EEXIST) {
+		if own, look := k.ownAddr(a); look != nil || !own {
+			return errors.Join(fmt.Errorf("%s has the address %s already, and it is not the gateway's; remove it by hand", a.Dev, a.IP), look)
+		}
+		return nil
+	}
+	return err
+}
+
+func (k *Kernel) ownAddr(a plan.Addr) (bool, error) {
+	links, err := dumpLinks(false)
+	if err != nil {
+		return false, err
+	}
+	all, err := dumpAddrs(links)
+	if err != nil {
+		return false, err
+	}
+	for _, x := range all {
+		if _, tenantLink := plan.LinkNumber(x.dev); x.dev == a.Dev && x.prefix.Addr() == a.IP {
+			return x.ours(tenantLink), nil
+		}
+	}
+	return false, nil
+}
+
+// delAddr removes an address; one that is gone is no error.
+func (k *Kernel) delAddr(a plan.Addr) error {
+	req, err := addrRequest(a, unix.RTM_DELADDR, unix.NLM_F_ACK)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return nil
+	}
+	return err
+}
+
+func addrRequest(a plan.Addr, kind, flags int) (*nl.NetlinkRequest, error) {
+	index, err := linkIndex(a.Dev)
+	if err != nil {
+		return nil, fmt.Errorf("link %s: %w", a.Dev, err)
+	}
+	req := nl.NewNetlinkRequest(kind, flags)
+	family := unix.AF_INET
+	if a.IP.Is6() {
+		family = unix.AF_INET6
+	}
+	head := nl.NewIfAddrmsg(family)
+	head.Index, head.Prefixlen = uint32(index), uint8(a.IP.BitLen())
+	req.AddData(head)
+	ip := a.IP.AsSlice()
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, ip))
+	if kind != unix.RTM_NEWADDR {
+		return req, nil
+	}
+	req.AddData(nl.NewRtAttr(ifaProto, []byte{plan.Protocol}))
+	if a.IP.Is6() {
+		// Duplicate address detection would keep the address silent for seconds.
+		req.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE)))
+	} else if _, tenantLink := plan.LinkNumber(a.Dev); !tenantLink {
+		req.AddData(nl.NewRtAttr(unix.IFA_LABEL, nl.ZeroTerminated(plan.AddrLabel(a.Dev))))
+	}
+	return req, nil
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
+)
+
+// errUnprotected is the failure of steps that would let traffic in while a
+// guard or a sysctl that has to hold before could not be set.
+var errUnprotected = errors.New("not tried: the protection that has to stand before could not be set up")
+
+// Apply carries out steps whose executor is plan.Kernel, in their order. Rows
+// of rule steps are loaded at once; if that fails, each is tried by itself, so
+// that one tenant does not keep the others. A tenant's steps after its first
+// failure are not tried and not reported. Without steps it does nothing.
+// Carrying out a step that was carried out before is no error.
+func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
+	a := applier{k: k, ctx: ctx, failed: make(map[string]bool)}
+	for len(steps) > 0 {
+		kind, n := batch(steps[0]), 1
+		for kind != kindOther && n < len(steps) && batch(steps[n]) == kind {
+			n++
+		}
+		row := a.still(steps[:n])
+		steps = steps[n:]
+		if len(row) == 0 {
+			continue
+		}
+		switch kind {
+		case kindGuard:
+			a.row(row, k.applyGuard, k.singleGuard)
+		case kindRule:
+			a.rules(row)
+		default:
+			a.fail(row[0], a.other(row[0]))
+		}
+	}
+	return a.failures
+}
+
+// The kinds of steps that are carried out in rows.
+type kind int
+
+const (
+	kindOther kind = iota
+	kindGuard
+	kindRule
+)
+
+func batch(s plan.Step) kind {
+	switch {
+	case plan.IsRule(s):
+		return kindRule
+	case plan.NFTLines(s) != nil:
+		return kindGuard
+	}
+	return kindOther
+}
+
+// applier is one call of Apply.
+type applier struct {
+	k           *Kernel
+	ctx         context.Context
+	failures    []Failure
+	failed      map[string]bool // by tenant
+	unprotected bool
+}
+
+func (a *applier) fail(s plan.Step, err error) {
+	if err == nil {
+		return
+	}
+	a.failures = append(a.failures, Failure{s, fmt.Errorf("%s: %w", s, err)})
+	if id := s.Tenant(); id != "" {
+		a.failed[id] = true
+		return
+	}
+	switch s.(type) {
+	case plan.SetGuard, plan.SetElements, plan.SetSysctl, plan.SetChain, plan.NewChain, plan.SetHook:
+		a.unprotected = true
+	}
+}
+
+func (a *applier) still(steps []plan.Step) []plan.Step {
+	if len(a.failed) == 0 {
+		return steps
+	}
+	return plan.Without(steps, a.failed)
+}
+
+// rules cuts a row of rule steps by family.
+func (a *applier) rules(row []plan.Step) {
+	for _, f := range tenant.Families() {
+		var mine []plan.Step
+		for _, s := range row {
+			if family, _ := plan.RuleFamily(s); family == f {
+				mine = append(mine, s)
+			}
+		}
+		if len(mine) == 0 {
+			continue
+		}
+		t := a.k.tables[f]
+		if t == nil {
+			for _, s := range mine {
+				a.fail(s, fmt.Errorf("%s is off on this machine", f))
+			}
+			continue
+		}
+		a.row(mine, t.load, t.single)
+	}
+}
+
+// row carries out steps at once, or, if that fails, one by one.
+func (a *applier) row(steps []plan.Step, all func(context.Context, []plan.Step) error, one func(context.Context, plan.Step) error) {
+	err := all(a.ctx, steps)
+	if err == nil {
+		return
+	}
+	a.k.log.Warn("a batch was refused; its steps are tried one by one", "steps", len(steps), "err", err)
+	for _, s := range steps {
+		if !a.failed[s.Tenant()] {
+			a.fail(s, one(a.ctx, s))
+		}
+	}
+}
+
+// singleGuard carries out one guard step; an element that is gone, or there
+// already, is no error.
+func (k *Kernel) singleGuard(ctx context.Context, step plan.Step) error {
+	err := k.applyGuard(ctx, []plan.Step{step})
+	if err == nil {
+		return nil
+	}
+	switch step.(type) {
+	case plan.DelElement, plan.DelGuard:
+		if strings.Contains(err.Error(), "No such file or directory") {
+			return nil
+		}
+	}
+	return err
+}
+
+func (a *applier) other(step plan.Step) error {
+	if err := a.ctx.Err(); err != nil {
+		return err
+	}
+	switch s := step.(type) {
+	case plan.SetSysctl:
+		return a.k.writeSysctl(s.Key, s.Value)
+	case plan.MakeLink:
+		if a.unprotected {
+			return errUnprotected
+		}
+		return a.k.makeLink(s.Link)
+	case plan.DelLink:
+		return a.k.delLink(s.Name)
+	case plan.AddAddr:
+		if a.unprotected {
+			return errUnprotected
+		}
+		return a.k.addAddr(s.Addr)
+	case plan.DelAddr:
+		return a.k.delAddr(s.Addr)
+	case plan.SetRoute:
+		return a.k.setRoute(s.Route, s.Replace)
+	case plan.DelRoute:
+		return a.k.delRoute(s.Route)
+	}
+	return fmt.Errorf("%T is no step of the kernel", step)
+}

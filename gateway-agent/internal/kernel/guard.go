@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+// nftObject is one entry of nft's JSON output; one field is set.
+type nftObject struct {
+	Set *struct {
+		Name string            `json:"name"`
+		Elem []json.RawMessage `json:"elem"`
+	} `json:"set"`
+	Rule *struct {
+		Chain   string                       `json:"chain"`
+		Comment string                       `json:"comment"`
+		Expr    []map[string]json.RawMessage `json:"expr"`
+	} `json:"rule"`
+}
+
+// listGuard returns the objects of the guard table, none if there is no table.
+func (k *Kernel) listGuard(ctx context.Context) ([]nftObject, error) {
+	out, err := run(ctx, nil, k.nft, "-j", "list", "table", "inet", plan.GuardTable)
+	if err != nil {
+		if strings.Contains(err.Error(), "No such file or directory") {
+			return nil, nil
+		}
+		return nil, err
+	}
+	var list struct {
+		Nftables []nftObject `json:"nftables"`
+	}
+	if err := json.Unmarshal(out, &list); err != nil {
+		return nil, fmt.Errorf("nft -j list table inet %s: %w", plan.GuardTable, err)
+	}
+	return list.Nftables, nil
+}
+
+func (k *Kernel) observeGuard(ctx context.Context) (plan.Guard, error) {
+	objects, err := k.listGuard(ctx)
+	g := plan.Guard{Sets: make(map[string]plan.GuardSet)}
+	for _, o := range objects {
+		switch {
+		case o.Set != nil:
+			set := make(plan.GuardSet, len(o.Set.Elem))
+			for _, e := range o.Set.Elem {
+				set[element(e, strings.HasPrefix(o.Set.Name, "pods"))] = ""
+			}
+			g.Sets[o.Set.Name] = set
+		case o.Rule != nil:
+			g.Rules = append(g.Rules, plan.GuardRule{Chain: o.Rule.Chain, Comment: o.Rule.Comment})
+		}
+	}
+	return g, err
+}
+
+// element writes an element of a set as plans do: an address, a prefix, or
+// "mark . address". What is none of these comes out as JSON, and so is replaced.
+func element(raw json.RawMessage, prefixes bool) string {
+	var addr string
+	if json.Unmarshal(raw, &addr) == nil {
+		if prefixes && strings.Contains(addr, ":") {
+			return addr + "/128"
+		} else if prefixes {
+			return addr + "/32"
+		}
+		return addr
+	}
+	var e struct {
+		Prefix *struct {
+			Addr string `json:"addr"`
+			Len  int    `json:"len"`
+		} `json:"prefix"`
+		Concat []any `json:"concat"`
+	}
+	if json.Unmarshal(raw, &e) != nil {
+		return string(raw)
+	}
+	if e.Prefix != nil {
+		return fmt.Sprintf("%s/%d", e.Prefix.Addr, e.Prefix.Len)
+	}
+	if len(e.Concat) == 2 {
+		if mark, ok := e.Concat[0].(float64); ok {
+			return fmt.Sprintf("%#x . %v", uint32(mark), e.Concat[1])
+		}
+	}
+	return string(raw)
+}
+
+// applyGuard carries out guard steps in one transaction.
+func (k *Kernel) applyGuard(ctx context.Context, steps []plan.Step) error {
+	var lines []string
+	for _, s := range steps {
+		lines = append(lines, plan.NFTLines(s)...)
+	}
+	_, err := run(ctx, []byte(strings.Join(lines, "\n")+"\n"), k.nft, "-f", "-")
+	return err
+}
+
+// guardCounters sums the packets that each rule of the guard dropped, by what
+// the rule is for.
+func (k *Kernel) guardCounters(ctx context.Context) (map[string]Counter, error) {
+	objects, err := k.listGuard(ctx)
+	out := make(map[string]Counter)
+	for _, o := range objects {
+		if o.Rule == nil {
+			continue
+		}
+		what, _, _ := strings.Cut(o.Rule.Comment, " #")
+		for _, e := range o.Rule.Expr {
+			var c Counter
+			if raw, ok := e["counter"]; ok && json.Unmarshal(raw, &c) == nil {
+				sum := out[what]
+				out[what] = Counter{sum.Packets + c.Packets, sum.Bytes + c.Bytes}
+			}
+		}
+	}
+	return out, err
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+const (
+	// rtextFilterSkipStats (linux/rtnetlink.h) leaves statistics out of a dump.
+	rtextFilterSkipStats = 1 << 3
+	// devconfDisableIPv6 (linux/ipv6.h) is an index into IFLA_INET6_CONF.
+	devconfDisableIPv6 = 26
+)
+
+// linkInfo is what one message of a link dump tells.
+type linkInfo struct {
+	index, parent int
+	name, alias   string
+	kind          string
+	up, private   bool
+	ipv6          bool
+	mac           net.HardwareAddr
+	rx, tx        Counter
+}
+
+// dumpLinks reads all links in one dump, and parses no more of them than is
+// needed.
+func dumpLinks(stats bool) ([]linkInfo, error) {
+	return consistent(func() ([]linkInfo, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		if !stats {
+			req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(rtextFilterSkipStats)))
+		}
+		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+		if err != nil {
+			return nil, fmt.Errorf("list links: %w", err)
+		}
+		out := make([]linkInfo, 0, len(messages))
+		for _, m := range messages {
+			l, err := parseLink(m)
+			if err != nil {
+				return nil, fmt.Errorf("list links: %w", err)
+			}
+			out = append(out, l)
+		}
+		return out, nil
+	})
+}
+
+func parseLink(m []byte) (linkInfo, error) {
+	head := nl.DeserializeIfInfomsg(m)
+	attrs, err := nl.ParseRouteAttr(m[head.Len():])
+	if err != nil {
+		return linkInfo{}, err
+	}
+	l := linkInfo{index: int(head.Index), up: head.Flags&unix.IFF_UP != 0}
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.IFLA_IFNAME:
+			l.name = nl.BytesToString(a.Value)
+		case unix.IFLA_IFALIAS:
+			l.alias = nl.BytesToString(a.Value)
+		case unix.IFLA_LINK:
+			l.parent = int(nl.NativeEndian().Uint32(a.Value))
+		case unix.IFLA_ADDRESS:
+			l.mac = net.HardwareAddr(a.Value)
+		case unix.IFLA_LINKINFO:
+			l.kind, l.private = parseLinkInfo(a.Value)
+		case unix.IFLA_AF_SPEC:
+			l.ipv6 = speaksIPv6(a.Value)
+		case unix.IFLA_STATS64:
+			if len(a.Value) >= 32 {
+				u := nl.NativeEndian().Uint64
+				l.rx = Counter{u(a.Value), u(a.Value[16:])}
+				l.tx = Counter{u(a.Value[8:]), u(a.Value[24:])}
+			}
+		}
+	}
+	return l, nil
+}
+
+// nested parses attributes within attributes; none if they are malformed.
+func nested(b []byte) []syscall.NetlinkRouteAttr {
+	attrs, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return nil
+	}
+	return attrs
+}
+
+func parseLinkInfo(b []byte) (kind string, private bool) {
+	for _, a := range nested(b) {
+		switch a.Attr.Type {
+		case unix.IFLA_INFO_KIND:
+			kind = nl.BytesToString(a.Value)
+		case unix.IFLA_INFO_DATA:
+			for _, d := range nested(a.Value) {
+				if d.Attr.Type == unix.IFLA_MACVLAN_MODE && len(d.Value) >= 4 {
+					private = nl.NativeEndian().Uint32(d.Value) == nl.MACVLAN_MODE_PRIVATE
+				}
+			}
+		}
+	}
+	return kind, private
+}
+
+func speaksIPv6(b []byte) bool {
+	for _, family := range nested(b) {
+		if family.Attr.Type != unix.AF_INET6 {
+			continue
+		}
+		for _, a := range nested(family.Value) {
+			if at := 4 * devconfDisableIPv6; a.Attr.Type == unix.IFLA_INET6_CONF && len(a.Value) >= at+4 {
+				return nl.NativeEndian().Uint32(a.Value[at:]) == 0
+			}
+		}
+	}
+	return false
+}
+
+// ourLinks picks the tenants' links from a dump. A link of another type that
+// has a name of ours is not ours.
+func ourLinks(all []linkInfo) map[string]plan.Link {
+	names := make(map[int]string, len(all))
+	for _, l := range all {
+		names[l.index] = l.name
+	}
+	out := make(map[string]plan.Link)
+	for _, l := range all {
+		n, named := plan.LinkNumber(l.name)
+		if !named || l.kind != "macvlan" {
+			continue
+		}
+		out[l.name] = plan.Link{
+			Name: l.name, Number: n, Tenant: l.alias, Parent: names[l.parent], MAC: l.mac.String(),
+			IPv6: l.ipv6, Ready: l.up && l.private,
+		}
+	}
+	return out
+}
+
+// makeLink makes a link, or mends one that exists. Setting it up comes last: a
+// link that is down counts as half-made after a crash.
+func (k *Kernel) makeLink(l plan.Link) error {
+	parent, err := linkIndex(l.Parent)
+	if err != nil {
+		return fmt.Errorf("parent %s: %w", l.Parent, err)
+	}
+	mac, err := net.ParseMAC(l.MAC)
+	if err != nil {
+		return err
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(parent))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	req.AddData(macvlanInfo())
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add link: %w", err)
+	}
+	if err := k.setIPv6(l); err != nil {
+		return err
+	}
+	req = nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	head.Flags, head.Change = unix.IFF_UP, unix.IFF_UP
+	req.AddData(head)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(l.Tenant)))
+	req.AddData(macvlanInfo())
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set link: %w (is there a foreign link of this name?)", err)
+	}
+	return nil
+}
+
+func macvlanInfo() *nl.RtAttr {
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("macvlan"))
+	info.AddRtAttr(unix.IFLA_INFO_DATA, nil).AddRtAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(nl.MACVLAN_MODE_PRIVATE))
+	return info
+}
+
+// setIPv6 keeps IPv6 off a link whose tenant has none: with it on, the link
+// would send router solicitations and multicast reports, which pull its MAC to
+// a port where the tenant no longer is. Addresses are never made up by itself.
+func (k *Kernel) setIPv6(l plan.Link) error {
+	values := [][2]string{{"disable_ipv6", "1"}}
+	if l.IPv6 {
+		values = [][2]string{{"addr_gen_mode", "1"}, {"accept_ra", "0"}, {"autoconf", "0"}, {"disable_ipv6", "0"}}
+	}
+	dir := filepath.Join(k.sysctl, "net/ipv6/conf", l.Name)
+	for _, v := range values {
+		err := os.WriteFile(filepath.Join(dir, v[0]), []byte(v[1]), 0o644)
+		if errors.Is(err, fs.ErrNotExist) && !l.IPv6 {
+			return nil // a kernel without IPv6
+		}
+		if err != nil {
+			return fmt.Errorf("IPv6 of the link: %w", err)
+		}
+	}
+	return nil
+}
+
+// delLink removes a link of ours; one that is gone is no error.
+func (k *Kernel) delLink(name string) error {
+	if _, ours := plan.LinkNumber(name); !ours {
+		return fmt.Errorf("link %s is not ours", name)
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return nil
+}
+
+// linkIndex asks for one link by name. net.InterfaceByName would list them all.
+func linkIndex(name string) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
+		return 0, err
+	}
+	return int(req.Uint32()), nil
+}

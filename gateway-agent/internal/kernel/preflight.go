@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/shared/tenant"
+)
+
+// Check is one condition that the VM does not meet.
+type Check struct {
+	Name   string
+	Err    error
+	Remedy string // what to do about Err
+}
+
+// String returns one line for a person.
+func (c Check) String() string { return fmt.Sprintf("%s: %v; %s", c.Name, c.Err, c.Remedy) }
+
+// Preflight tells which conditions the VM does not meet; none is a good sign.
+func (k *Kernel) Preflight(ctx context.Context) []Check {
+	checks := []Check{
+		{"capabilities", capabilities("/proc/self/status"), "run as root, or with --cap-add NET_ADMIN --cap-add NET_RAW"},
+		{"internal interface", nicUp(k.host.Internal), "set GATEWAY_INTERNAL_INTERFACE to the NIC in the nodes' network, and set it up"},
+		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up"},
+		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs"},
+		{"default route", k.defaultRoute(), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped"},
+		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: update-alternatives --set iptables /usr/sbin/iptables-<legacy or nft>"},
+		{"sysctls", k.sysctlsWritable(), "give the process a writable /proc/sys/net, for example with --security-opt systempaths=unconfined"},
+	}
+	var failed []Check
+	for _, c := range checks {
+		if c.Err != nil {
+			failed = append(failed, c)
+		}
+	}
+	return failed
+}
+
+// capabilities reads the effective set of a status file of procfs.
+func capabilities(path string) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	_, rest, _ := strings.Cut(string(b), "CapEff:")
+	line, _, _ := strings.Cut(rest, "\n")
+	have, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
+	if err != nil {
+		return fmt.Errorf("CapEff of %s: %w", path, err)
+	}
+	var missing []string
+	for bit, name := range map[int]string{unix.CAP_NET_ADMIN: "NET_ADMIN", unix.CAP_NET_RAW: "NET_RAW"} {
+		if have&(1<<bit) == 0 {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("the process lacks %s", strings.Join(missing, " and "))
+	}
+	return nil
+}
+
+func nicUp(name string) error {
+	links, err := dumpLinks(false)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, l := range links {
+		if l.name == name {
+			if !l.up {
+				return fmt.Errorf("%s is down", name)
+			}
+			return nil
+		}
+		if l.name != "lo" && len(names) < 8 {
+			names = append(names, l.name)
+		}
+	}
+	return fmt.Errorf("there is no %q; there are %s", name, strings.Join(names, ", "))
+}
+
+func (k *Kernel) distinct() error {
+	if k.host.Internal == k.host.External {
+		return fmt.Errorf("both are %s", k.host.Internal)
+	}
+	return nil
+}
+
+// defaultRoute looks at the default route of the lowest metric.
+func (k *Kernel) defaultRoute() error {
+	list, err := consistent(func() ([]netlink.Route, error) {
+		return k.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
+	})
+	if err != nil {
+		return err
+	}
+	external, err := linkIndex(k.host.External)
+	if err != nil {
+		return nil // said by another check
+	}
+	var best *netlink.Route
+	for i, r := range list {
+		if best == nil || r.Priority < best.Priority {
+			best = &list[i]
+		}
+	}
+	switch {
+	case best == nil:
+		return errors.New("there is none")
+	case best.LinkIndex == external:
+		return nil
+	}
+	for _, hop := range best.MultiPath {
+		if hop.LinkIndex != external {
+			return fmt.Errorf("one of its next hops (%s) is not on %s", hop.Gw, k.host.External)
+		}
+	}
+	if len(best.MultiPath) > 0 {
+		return nil
+	}
+	dev := fmt.Sprintf("link %d", best.LinkIndex)
+	if l, err := k.nl.LinkByIndex(best.LinkIndex); err == nil {
+		dev = l.Attrs().Name
+	}
+	return fmt.Errorf("it leaves through %s, not %s", dev, k.host.External)
+}
+
+// backend finds out whether rules stand in the other of iptables' two kernel
+// interfaces: both are then in force, and a DROP over there could not be
+// answered here. Tables without rules do no harm; some kernels make them.
+func (k *Kernel) backend(ctx context.Context) error {
+	other := "iptables-legacy"
+	if k.tables[tenant.IPv4].legacy() {
+		other = "iptables-nft"
+	}
+	save, err := exec.LookPath(other + "-save")
+	if err != nil {
+		return nil // nothing to look with; nothing that could have written there either
+	}
+	out, err := run(ctx, nil, save)
+	if err != nil {
+		return nil // the kernel lacks that interface
+	}
+	if rules := strings.Count("\n"+string(out), "\n-A "); rules > 0 {
+		return fmt.Errorf("the gateway would use %s, but %s shows %d rules of this host", k.Backend(), other, rules)
+	}
+	return nil
+}
+
+func (k *Kernel) sysctlsWritable() error {
+	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/all/arp_ignore"} {
+		path := filepath.Join(k.sysctl, key)
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
