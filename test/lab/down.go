@@ -149,29 +149,3 @@ func (f Found) kill(lab string, timeout time.Duration) error {
 		}
 	}
 }
-
-// Environment returns what the agent in a part of a running lab has in its
-// environment, as NAME=value, for commands beside it: the variables of
-// gateway-agent for the gateway VM, KUBECONFIG for the control namespace.
-func Environment(lab string, part Part) ([]string, error) {
-	found, err := Processes(lab)
-	if err != nil {
-		return nil, err
-	}
-	if len(found) == 0 || !namespace.Exists(namespaceOf(lab, part)) {
-		return nil, fmt.Errorf("lab %s has no part %q, or is not up", lab, part)
-	}
-	l := &Lab{opts: Options{Name: lab, Dir: found[0].Dir}}
-	switch part {
-	case PartGateway:
-		var env []string
-		for name, value := range l.GatewayEnv() {
-			env = append(env, name+"="+value)
-		}
-		return env, nil
-	case PartControl:
-		return []string{"KUBECONFIG=" + l.Kubeconfig()}, nil
-	default:
-		return nil, nil
-	}
-}

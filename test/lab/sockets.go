@@ -61,13 +61,6 @@ func get(ctx context.Context, url string, dial func(ctx context.Context, addr st
 	return text, nil
 }
 
-// Get does the same in a lab of another program, such as one that `lab up`
-// left running.
-func Get(ctx context.Context, lab string, from Part, url string) (string, error) {
-	l := &Lab{opts: Options{Name: lab}}
-	return l.HTTPGet(ctx, from, url)
-}
-
 // DialTCP connects to "address:port" from the pod's address.
 func (p *Pod) DialTCP(ctx context.Context, addr string) (c net.Conn, err error) {
 	err = namespace.Do(p.lab.Namespace(p.Part), func() error {

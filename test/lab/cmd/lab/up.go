@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"egress-gateway.io/test/lab"
-	"egress-gateway.io/test/lab/namespace"
 )
 
 func up(ctx context.Context, args []string) error {
@@ -40,6 +38,9 @@ func up(ctx context.Context, args []string) error {
 		return err
 	}
 	pods, err := l.Populate(ctx, []string{"ns-blue", "ns-red"}, 2)
+	if err == nil && len(opts.Manifests) > 0 {
+		err = l.ApplyYAML(ctx, publicPool)
+	}
 	if err == nil && *agents {
 		err = startAgents(ctx, l)
 	}
@@ -49,6 +50,16 @@ func up(ctx context.Context, args []string) error {
 	explain(l, pods, *agents)
 	return l.Close()
 }
+
+// publicPool is the pool of the demo.
+const publicPool = `
+apiVersion: egress-gateway.io/v1alpha1
+kind: EgressPool
+metadata: {name: public}
+spec:
+  egressRanges: [192.168.55.113-192.168.55.120]
+  gatewayRanges: [192.168.99.13-192.168.99.20]
+`
 
 func startAgents(ctx context.Context, l *lab.Lab) error {
 	if _, err := l.StartGatewayAgent(ctx, nil); err != nil {
@@ -76,44 +87,9 @@ The lab is up. Its parts are network namespaces:
 	}
 	fmt.Printf("Ask the outside server which source it sees:\n  lab get --name %s %s\n", l.Name(), pods[0].Part)
 	if agents {
-		fmt.Printf("The agents run; gateway-agent status:\n  lab exec --name %s gw gateway-agent status\n", l.Name())
+		fmt.Printf("Give a namespace an egress IP, look at the gateway, ask again:\n  lab label --name %s ns-blue egress-gateway.io/pool=public\n  lab exec --name %[1]s gw gateway-agent status\n", l.Name())
 	}
 	fmt.Printf("Logs are in %s. To remove it all: lab down --name %s\n", filepath.Join(l.Dir(), "log"), l.Name())
-}
-
-func down(args []string) error {
-	f, name := flags("down", "")
-	if err := f.Parse(args); err != nil {
-		return err
-	}
-	return lab.DownByName(*name)
-}
-
-func status(args []string) error {
-	f, name := flags("status", "")
-	if err := f.Parse(args); err != nil {
-		return err
-	}
-	names, err := namespace.List(*name + "-")
-	if err != nil {
-		return err
-	}
-	processes, err := lab.Processes(*name)
-	if err != nil {
-		return err
-	}
-	if len(names) == 0 && len(processes) == 0 {
-		return fmt.Errorf("lab %s is not up", *name)
-	}
-	slices.Sort(names)
-	fmt.Printf("namespaces: %s\n", strings.Join(names, " "))
-	for _, p := range processes {
-		fmt.Printf("%8d %s\n", p.PID, p.Command)
-	}
-	if len(processes) > 0 {
-		fmt.Printf("logs: %s\n", filepath.Join(processes[0].Dir, "log"))
-	}
-	return nil
 }
 
 func exists(path string) bool {
