@@ -5,6 +5,7 @@ package reconcile
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -15,6 +16,18 @@ import (
 // any help from outside. It is what the disk copy holds.
 type Memory struct {
 	Clusters map[string]Cluster `json:"clusters"`
+	// Departing are the tenants that are served no more, but of which the
+	// kernel may still hold something: their end has not been told yet.
+	Departing []Removal `json:"departing,omitempty"`
+}
+
+// Removal is a tenant that this gateway stops serving.
+type Removal struct {
+	Ref
+	UID        string       `json:"uid"`
+	Generation int64        `json:"generation"`
+	EgressIPs  []netip.Addr `json:"egressIPs,omitempty"`
+	Reason     string       `json:"reason"`
 }
 
 // Cluster is the part of a Memory that belongs to one cluster. Clusters never
@@ -42,7 +55,10 @@ type Entry struct {
 }
 
 // Ref names a tenant across clusters.
-type Ref struct{ Cluster, Name string }
+type Ref struct {
+	Cluster string `json:"cluster"`
+	Name    string `json:"name"`
+}
 
 // String returns cluster/name.
 func (r Ref) String() string { return r.Cluster + "/" + r.Name }
@@ -96,7 +112,7 @@ func (m Memory) HeldRefs() []Ref {
 // clone copies the maps, so that a change of the copy leaves m alone. Records
 // are shared: they are never changed in place.
 func (m Memory) clone() Memory {
-	out := Memory{Clusters: make(map[string]Cluster, len(m.Clusters))}
+	out := Memory{Clusters: make(map[string]Cluster, len(m.Clusters)), Departing: slices.Clone(m.Departing)}
 	for name, c := range m.Clusters {
 		c.Tenants, c.Nodes = maps.Clone(c.Tenants), maps.Clone(c.Nodes)
 		out.Clusters[name] = c

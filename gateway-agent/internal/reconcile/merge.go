@@ -33,16 +33,11 @@ const (
 	ReasonOldSnapshot = "SnapshotOlder"     // an older generation than the applied one
 )
 
-// Removal is a tenant that this gateway stops serving.
-type Removal struct {
-	Ref
-	Record tenant.Tenant // as it was served
-	Reason string
-}
-
 // Merged is the result of Merge. Its lists are sorted.
 type Merged struct {
-	Memory  Memory
+	Memory Memory
+	// Removed are the tenants that this very merge took away; they are among
+	// Memory.Departing too.
 	Removed []Removal
 	// Held are the tenants that became held by this very merge.
 	Held []Ref
@@ -84,6 +79,7 @@ func Merge(prev Memory, views map[string]View, group string, confirmed map[Ref]s
 		stale[r] = true
 	}
 	m.dropSuperseded(stale)
+	settleAdopted(m.Memory)
 	m.sort()
 	return m
 }
@@ -237,7 +233,9 @@ func (m *Merged) remove(c Cluster, r Ref, reason string) {
 		return
 	}
 	delete(c.Tenants, r.Name)
-	m.Removed = append(m.Removed, Removal{Ref: r, Record: e.Record, Reason: reason})
+	gone := Removal{Ref: r, UID: e.Record.UID, Generation: e.Record.Generation, EgressIPs: e.Record.EgressIPs, Reason: reason}
+	m.Removed = append(m.Removed, gone)
+	m.Memory.Departing = append(m.Memory.Departing, gone)
 	m.Held = slices.DeleteFunc(m.Held, func(h Ref) bool { return h == r })
 }
 

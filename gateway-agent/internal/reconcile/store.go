@@ -45,18 +45,41 @@ func OpenStore(dir string) (*Store, error) {
 // Lock takes the directory for this process, until unlock is called or the
 // process ends. It returns ErrRunning at once if another process has it.
 func (s *Store) Lock() (unlock func() error, err error) {
+	f, err := s.openLock()
+	if err != nil {
+		return nil, err
+	}
+	// A lock of the open file, not of the process (fcntl(2)): it is held until
+	// f is closed, and it can be asked for without being taken.
+	switch err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); {
+	case err == nil:
+		return f.Close, nil
+	case errors.Is(err, unix.EAGAIN), errors.Is(err, unix.EACCES):
+		return nil, errors.Join(ErrRunning, f.Close())
+	default:
+		return nil, errors.Join(fmt.Errorf("lock the state directory: %w", err), f.Close())
+	}
+}
+
+// Locked tells whether a process has the directory, without taking it.
+func (s *Store) Locked() (bool, error) {
+	f, err := s.openLock()
+	if err != nil {
+		return false, err
+	}
+	lock := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+		return false, errors.Join(fmt.Errorf("look at the lock of the state directory: %w", err), f.Close())
+	}
+	return lock.Type != unix.F_UNLCK, f.Close()
+}
+
+func (s *Store) openLock() (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("lock the state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, ErrRunning
-		}
-		return nil, fmt.Errorf("lock the state directory: %w", err)
-	}
-	return f.Close, nil
+	return f, nil
 }
 
 // Loaded is what Load found.
@@ -132,9 +155,8 @@ func (s *Store) Remove() error {
 
 // confirmation is one held tenant that the operator lets go.
 type confirmation struct {
-	Cluster string `json:"cluster"`
-	Name    string `json:"name"`
-	UID     string `json:"uid"`
+	Ref
+	UID string `json:"uid"`
 }
 
 // RequestConfirm leaves word for the daemon that the held tenants of m may go.
@@ -142,7 +164,7 @@ func (s *Store) RequestConfirm(m Memory) error {
 	var list []confirmation
 	for _, r := range m.HeldRefs() {
 		e, _ := m.Entry(r)
-		list = append(list, confirmation{r.Cluster, r.Name, e.Record.UID})
+		list = append(list, confirmation{r, e.Record.UID})
 	}
 	b, err := json.Marshal(list)
 	if err != nil {
@@ -152,6 +174,12 @@ func (s *Store) RequestConfirm(m Memory) error {
 		return fmt.Errorf("leave the confirmation: %w", err)
 	}
 	return nil
+}
+
+// ConfirmPending tells, cheaply, whether there is a request.
+func (s *Store) ConfirmPending() bool {
+	_, err := os.Stat(filepath.Join(s.dir, confirmName))
+	return err == nil
 }
 
 // Confirmed returns the tenants that RequestConfirm named, by their UID; nil if
@@ -170,7 +198,7 @@ func (s *Store) Confirmed() (map[Ref]string, error) {
 	}
 	out := make(map[Ref]string, len(list))
 	for _, c := range list {
-		out[Ref{c.Cluster, c.Name}] = c.UID
+		out[c.Ref] = c.UID
 	}
 	return out, nil
 }

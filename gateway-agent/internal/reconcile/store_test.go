@@ -125,8 +125,14 @@ func TestStoreLock(t *testing.T) {
 	if _, err := open(t, dir).Lock(); !errors.Is(err, ErrRunning) {
 		t.Errorf("second lock: %v, want ErrRunning", err)
 	}
+	if locked, err := open(t, dir).Locked(); err != nil || !locked {
+		t.Errorf("while locked: %v, %v", locked, err)
+	}
 	if err := unlock(); err != nil {
 		t.Fatal(err)
+	}
+	if locked, err := open(t, dir).Locked(); err != nil || locked {
+		t.Errorf("after unlock: %v, %v", locked, err)
 	}
 	unlock, err = open(t, dir).Lock()
 	if err != nil {

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+
+	"egress-gateway.io/gateway-agent/internal/announce"
+	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/gateway-agent/internal/reconcile"
+	"egress-gateway.io/shared/bus"
+	"egress-gateway.io/shared/tenant"
+)
+
+// The types below let reconcile use packages that it does not know.
+
+type kernelAdapter struct{ *kernel.Kernel }
+
+func (k kernelAdapter) Apply(ctx context.Context, steps []plan.Step) []reconcile.Failure {
+	var out []reconcile.Failure
+	for _, f := range k.Kernel.Apply(ctx, steps) {
+		out = append(out, reconcile.Failure(f))
+	}
+	return out
+}
+
+type announceAdapter struct{ *announce.Announcer }
+
+func (a announceAdapter) Announce(addr plan.Addr) {
+	a.Announcer.Announce(announce.Target(addr))
+}
+
+func (a announceAdapter) Keep(addrs []plan.Addr) {
+	targets := make([]announce.Target, len(addrs))
+	for i, addr := range addrs {
+		targets[i] = announce.Target(addr)
+	}
+	a.Announcer.Keep(targets)
+}
+
+type statusAdapter struct{ *bus.StatusWriter }
+
+func (s statusAdapter) Sync(ctx context.Context, all map[string][]byte) error {
+	_, err := s.StatusWriter.Sync(ctx, all)
+	return err
+}
+
+type auditAdapter struct{ *bus.Audit }
+
+func (a auditAdapter) EmitAll(events []reconcile.Event) error {
+	out := make([]bus.Event, len(events))
+	for i, e := range events {
+		out[i] = bus.Event(e)
+	}
+	return a.Audit.EmitAll(out)
+}
+
+// viewsOf returns the confirmed views: a follower returns no others.
+func viewsOf(f *bus.Follower) map[string]reconcile.View {
+	out := map[string]reconcile.View{}
+	for cluster, v := range f.Views() {
+		view := reconcile.View{
+			Confirmed: true, Generation: v.Ready.Generation, Network: v.Network, Heartbeat: v.Heartbeat.Time,
+			Tenants: make(map[string]tenant.Tenant, len(v.Tenants)),
+			Nodes:   make(map[string]tenant.Node, len(v.Nodes)),
+			Bad:     make(map[tenant.Key]error, len(v.Problems)),
+		}
+		for _, t := range v.Tenants {
+			view.Tenants[t.Name] = t
+		}
+		for _, n := range v.Nodes {
+			view.Nodes[n.Name] = n
+		}
+		for _, p := range v.Problems {
+			if key, err := tenant.ParseKey(p.Key); err == nil {
+				view.Bad[key] = p.Err
+			}
+		}
+		out[cluster] = view
+	}
+	return out
+}
+
+// troubleOf returns what is wrong on the bus beyond single records.
+func troubleOf(f *bus.Follower) []plan.Problem {
+	var out []plan.Problem
+	for _, p := range f.Problems() {
+		problem := plan.Problem{Reason: "Bus", Message: p.Err.Error()}
+		if key, err := tenant.ParseKey(p.Key); err == nil {
+			problem.Cluster = key.Cluster
+		} else if p.Key != "" {
+			problem.Message = "key " + p.Key + ": " + problem.Message
+		}
+		out = append(out, problem)
+	}
+	return out
+}

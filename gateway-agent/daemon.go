@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"egress-gateway.io/gateway-agent/internal/announce"
+	"egress-gateway.io/gateway-agent/internal/flows"
+	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/gateway-agent/internal/reconcile"
+	"egress-gateway.io/shared/bus"
+	"egress-gateway.io/shared/daemon"
+)
+
+const (
+	summaryEvery = 5 * time.Second
+	flushTimeout = 2 * time.Second // for the last audit events
+	// liveGrace is how much longer than the resync a pass may take before the
+	// process counts as stuck.
+	liveGrace = 2 * time.Minute
+)
+
+// runDaemon serves until a signal comes. The data path stays when it ends.
+func runDaemon(c Config, args []string, stdout io.Writer) error {
+	if err := noArgs(args); err != nil {
+		return err
+	}
+	log, err := daemon.NewLogger(stdout, c.LogFormat, c.LogLevel)
+	if err != nil {
+		return err
+	}
+	log = log.With("gateway", c.Name)
+	ctx, stop := daemon.SignalContext(context.Background())
+	defer stop()
+
+	store, err := reconcile.OpenStore(c.StateDir)
+	if err != nil {
+		return fmt.Errorf("%w; set GATEWAY_STATE_DIR to a writable directory", err)
+	}
+	unlock, err := store.Lock()
+	if err != nil {
+		return fmt.Errorf("%s: %w", c.StateDir, err)
+	}
+	defer unlock()
+
+	k, err := kernel.New(c.host(), kernel.Options{SysctlRoot: c.SysctlRoot, Log: log})
+	if err != nil {
+		return err
+	}
+	if err := preflight(ctx, k); err != nil {
+		return err
+	}
+	a, err := newAgent(ctx, c, log, store, k)
+	if err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+// host is what the configuration says of the VM.
+func (c Config) host() plan.Host {
+	return plan.Host{Internal: c.InternalInterface, External: c.ExternalInterface, MarkMask: c.MarkMask, PodNetworks: c.PodNetworks}
+}
+
+// preflight returns an error that tells all conditions that are not met.
+func preflight(ctx context.Context, k *kernel.Kernel) error {
+	var errs []error
+	for _, check := range k.Preflight(ctx) {
+		if check.Err != nil {
+			errs = append(errs, errors.New(check.String()))
+		}
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("this machine can not serve as a gateway:\n%w", errors.Join(errs...))
+	}
+	return nil
+}
+
+// agent holds the parts of the daemon, wired but not running.
+type agent struct {
+	config    Config
+	log       *slog.Logger
+	conn      *bus.Conn
+	follower  *bus.Follower
+	status    *bus.StatusWriter
+	audit     *bus.Audit
+	flows     *flows.Flows
+	announcer *announce.Announcer
+	loop      *reconcile.Loop
+	sweeper   reconcile.Sweeper
+	reporter  reconcile.Reporter
+	server    *daemon.Server
+
+	changed, sweep, report *daemon.Trigger
+	stopping               atomic.Bool
+}
+
+// newAgent opens what the daemon needs. If it fails, the process ends, and what
+// was opened ends with it.
+func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.Store, k *kernel.Kernel) (*agent, error) {
+	a := &agent{config: c, log: log, changed: daemon.NewTrigger(), sweep: daemon.NewTrigger(), report: daemon.NewTrigger()}
+	var err error
+	if a.flows, err = flows.Open(); err != nil {
+		return nil, fmt.Errorf("connection tracking: %w", err)
+	}
+	if a.announcer, err = announce.New(announce.Options{Log: log}); err != nil {
+		return nil, fmt.Errorf("announcements: %w", err)
+	}
+	version := daemon.Version()
+	if a.conn, err = bus.Connect(ctx, c.NATS, c.Name, log, bus.WithVersion("gateway-agent "+version)); err != nil {
+		return nil, err
+	}
+	a.follower = bus.NewFollower(a.conn, bus.FollowerOptions{Clock: time.Now, Log: log})
+	a.status = bus.NewStatusWriter(a.conn, c.Name, bus.StatusOptions{Clock: time.Now, Log: log})
+	a.audit, err = bus.NewAudit(a.conn, bus.AuditOptions{
+		Dir: filepath.Join(c.StateDir, "audit"), Role: bus.RoleGateway, Name: c.Name, Clock: time.Now, Log: log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("audit spool: %w", err)
+	}
+	m := newMetrics(version)
+	a.loop = reconcile.NewLoop(reconcile.Options{
+		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
+		Store: store, Kernel: kernelAdapter{k}, Flows: a.flows, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
+		Views:   func() map[string]reconcile.View { return viewsOf(a.follower) },
+		Trouble: func() []plan.Problem { return troubleOf(a.follower) },
+		Sweep:   a.sweep.Poke,
+		OnPass:  func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
+	})
+	a.sweeper = reconcile.Sweeper{Flows: a.flows, Audit: auditAdapter{a.audit}, Log: log, Snapshot: a.loop.Snapshot}
+	a.reporter = reconcile.Reporter{
+		Gateway: c.Name, Group: c.Group, Version: version, Every: summaryEvery, Clock: time.Now, Log: log,
+		Snapshot: a.loop.Snapshot, Statuses: statusAdapter{a.status},
+	}
+	registry := prometheus.NewRegistry()
+	m.register(registry, scraped{a.loop.Snapshot, a.conn.Connected, k.Counters, a.audit})
+	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.live, Ready: a.ready, Registry: registry}.Listen()
+	return a, err
+}
+
+// live fails if the loop does not turn over. NATS does not matter here.
+func (a *agent) live() error {
+	s := a.loop.Snapshot()
+	if s.Began.IsZero() {
+		return nil // the first pass is under way; its end is what ready waits for
+	}
+	if age := time.Since(s.Began); age > a.config.Resync+s.Pass.Duration+liveGrace {
+		return fmt.Errorf("the last pass began %s ago", age.Round(time.Second))
+	}
+	return nil
+}
+
+// ready fails until there is a state to serve, from the disk or from NATS, and
+// it was applied.
+func (a *agent) ready() error {
+	switch s := a.loop.Snapshot(); {
+	case s.Began.IsZero():
+		return errors.New("the first pass is not done")
+	case s.Pass.Err != nil:
+		return s.Pass.Err
+	case !s.Known:
+		return errors.New("no disk copy, and no confirmed state from NATS yet")
+	}
+	return nil
+}
+
+// run serves until ctx ends.
+func (a *agent) run(ctx context.Context) error {
+	a.log.Info("starting", "version", daemon.Version(), "group", a.config.Group, "internal", a.config.InternalInterface,
+		"external", a.config.ExternalInterface, "listen", a.server.Addr())
+	version := map[string]string{"version": daemon.Version()}
+	a.tell(reconcile.Event{Kind: reconcile.EventStart, Subject: "gateway/" + a.config.Name, Data: version})
+	a.conn.OnStateChange(a.tellConnection)
+	resolved, err := announce.Watch(ctx, a.config.InternalInterface)
+	if err != nil {
+		return fmt.Errorf("watch the neighbours: %w", err)
+	}
+	// The audit outlives the others, so that their last events still leave.
+	rear, endRear := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRear()
+	rearGroup, _ := daemon.NewGroup(rear)
+	rearGroup.Go("audit", a.audit.Run)
+
+	g, _ := daemon.NewGroup(ctx)
+	g.Go("loop", func(ctx context.Context) error { return a.loop.Run(ctx, a.changed.C()) })
+	g.Go("follower", a.follower.Run)
+	g.Go("follower events", forward(a.follower.Changed(), a.changed))
+	g.Go("status", a.status.Run)
+	g.Go("status events", forward(a.status.Changed(), a.report))
+	g.Go("reporter", func(ctx context.Context) error { return a.reporter.Run(ctx, a.report.C()) })
+	g.Go("announcer", a.announcer.Run)
+	g.Go("sweeper", func(ctx context.Context) error {
+		return a.sweeper.Run(ctx, translate(ctx, resolved), a.sweep.C(), a.config.Resync)
+	})
+	g.Go("http", a.server.Run)
+	err = g.Wait()
+
+	a.log.Info("stopping; the data path stays as it is")
+	a.stopping.Store(true)
+	a.tell(reconcile.Event{Kind: reconcile.EventStop, Subject: "gateway/" + a.config.Name, Data: version})
+	a.flush(rear)
+	endRear()
+	return errors.Join(err, rearGroup.Wait(), a.conn.Close(), a.audit.Close(), a.flows.Close())
+}
+
+// flush gives the last events a moment to leave; what does not stays on disk
+// and leaves with the next start.
+func (a *agent) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	look := time.NewTicker(flushTimeout / 100)
+	defer look.Stop()
+	for a.conn.Connected() && a.audit.Pending() > 0 {
+		select {
+		case <-ctx.Done():
+			a.log.Info("audit events stay on the spool", "pending", a.audit.Pending())
+			return
+		case <-look.C:
+		}
+	}
+}
+
+func (a *agent) tell(e reconcile.Event) {
+	if err := (auditAdapter{a.audit}).EmitAll([]reconcile.Event{e}); err != nil {
+		a.log.Error("audit events lost", "count", 1, "err", err)
+	}
+}
+
+// tellConnection tells what happens to the connection, but for its end with
+// the process.
+func (a *agent) tellConnection(s bus.StateChange) {
+	if a.stopping.Load() {
+		return
+	}
+	e := reconcile.Event{Kind: reconcile.EventConnect, Subject: "gateway/" + a.config.Name, Data: map[string]string{"server": s.URL}}
+	if !s.Connected {
+		reason := ""
+		if s.Err != nil {
+			reason = s.Err.Error()
+		}
+		e.Kind, e.Data = reconcile.EventLoss, map[string]string{"server": s.URL, "reason": reason}
+	}
+	a.tell(e)
+}
+
+// forward pokes a trigger for each receive, until ctx ends.
+func forward(from <-chan struct{}, to *daemon.Trigger) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-from:
+				to.Poke()
+			}
+		}
+	}
+}
+
+// translate passes on what announce reports, until ctx ends or from is closed.
+func translate(ctx context.Context, from <-chan announce.Resolved) <-chan reconcile.Resolved {
+	to := make(chan reconcile.Resolved)
+	go func() {
+		defer close(to)
+		for r := range from {
+			select {
+			case to <- reconcile.Resolved(r):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return to
+}

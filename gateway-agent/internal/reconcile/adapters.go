@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"context"
+	"net/netip"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+// Failure is a step that could not be carried out.
+type Failure struct {
+	Step plan.Step
+	Err  error
+}
+
+// Kernel is the kernel of the VM. The loop is its only user while it runs.
+type Kernel interface {
+	// Facts returns the host as configured, completed by what the VM shows now.
+	Facts(context.Context) (plan.Host, error)
+	// Observe returns what is ours in the kernel.
+	Observe(context.Context) (plan.State, error)
+	// Apply carries out steps of the executor plan.Kernel in their order, and
+	// goes on with other tenants after a failure. Doing a step twice is harmless.
+	Apply(context.Context, []plan.Step) []Failure
+}
+
+// Flows deletes connections; each method returns how many. Deleting what is
+// gone already is no error. Safe for concurrent use.
+type Flows interface {
+	DeleteByEgressIP(ctx context.Context, addr netip.Addr, keepMark, mask uint32) (int, error)
+	DeleteByMark(ctx context.Context, mark, mask uint32) (int, error)
+	DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (int, error)
+}
+
+// Announcer tells neighbours about addresses. Neither method waits.
+type Announcer interface {
+	// Announce tells about an address that is new at its place.
+	Announce(plan.Addr)
+	// Keep replaces the set of addresses that are told about regularly.
+	Keep([]plan.Addr)
+}
+
+// Statuses takes what the gateway reports to the clusters: all of it, by the
+// keys of tenant.StatusKey and tenant.SummaryKey. Other keys of this gateway
+// are withdrawn.
+type Statuses interface {
+	Sync(ctx context.Context, all map[string][]byte) error
+}
+
+// Event is something to be told for ever.
+type Event struct {
+	Cluster string // empty: of no cluster
+	Kind    string
+	Subject string
+	// ID makes repetitions of one event recognisable; empty if each is new.
+	ID   string
+	Data any
+}
+
+// The kinds of events.
+const (
+	EventStart      = "start"
+	EventStop       = "stop"
+	EventProgrammed = "programmed"
+	EventRemoved    = "removed"
+	EventFlush      = "conntrack-flush"
+	EventProblem    = "problem"
+	EventHeld       = "held"
+	EventConnect    = "connect"
+	EventLoss       = "loss"
+)
+
+// Audit takes events; it returns once they are safe, which is long before they
+// are published. Safe for concurrent use.
+type Audit interface {
+	EmitAll([]Event) error
+}

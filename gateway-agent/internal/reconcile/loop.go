@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
+)
+
+// Delays of the loop.
+const (
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+	// confirmPoll is how often the loop looks for a request of the operator.
+	confirmPoll = 2 * time.Second
+	// stopGrace is how long a pass that has begun may go on after a stop: a
+	// pass that is cut short is safe, but one that is complete is better.
+	stopGrace = 3 * time.Second
+)
+
+// Options of a Loop. All fields are required but OnPass.
+type Options struct {
+	Gateway, Group string
+	Resync         time.Duration
+	Clock          func() time.Time
+	Log            *slog.Logger
+
+	Store     *Store
+	Kernel    Kernel
+	Flows     Flows
+	Announcer Announcer
+	Audit     Audit
+	// Views returns what the bus shows now, by cluster.
+	Views func() map[string]View
+	// Trouble returns what is wrong with the bus itself, to be reported.
+	Trouble func() []plan.Problem
+	// Sweep is told to look for untranslated connections after an announcement.
+	Sweep func()
+	// OnPass is told about each pass, for metrics.
+	OnPass func(Pass)
+}
+
+// Pass tells what one pass did.
+type Pass struct {
+	Duration time.Duration
+	Steps    int
+	Failures int
+	Err      error
+}
+
+// Loop brings the kernel to what the bus, or the memory, asks for. Only Snapshot
+// is safe for concurrent use.
+type Loop struct {
+	Options
+	memory   Memory         // equals the disk copy
+	onDisk   bool           // memory was read from, or written to, the disk
+	damaged  []plan.Problem // of the disk copy, until the bus has told otherwise
+	onLink   []netip.Prefix // of the internal NIC, when last seen
+	statuses map[Ref]tenant.Status
+	reported map[plan.Problem]bool
+	snapshot atomic.Pointer[Snapshot]
+}
+
+// NewLoop returns a loop that has not begun.
+func NewLoop(o Options) *Loop {
+	l := &Loop{Options: o, memory: Memory{Clusters: map[string]Cluster{}}}
+	l.snapshot.Store(&Snapshot{})
+	return l
+}
+
+// Run restores the memory from the disk, or from the kernel, and then makes a
+// pass at once, whenever changed receives, at each resync, and after a failure
+// with a growing delay, until ctx ends. It returns an error only if the disk
+// copy or the kernel can not be read at the start.
+func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
+	if err := l.restore(ctx); err != nil {
+		return err
+	}
+	resync := time.NewTicker(l.Resync)
+	defer resync.Stop()
+	poll := time.NewTicker(confirmPoll)
+	defer poll.Stop()
+	delay := firstRetry
+	for {
+		var retry <-chan time.Time
+		if l.passUnhurried(ctx) {
+			delay = firstRetry
+		} else {
+			retry = time.After(delay)
+			delay = min(2*delay, lastRetry)
+		}
+		if !l.wait(ctx, changed, resync.C, retry, poll.C) {
+			return nil
+		}
+	}
+}
+
+// wait returns true when it is time for a pass, false when ctx has ended.
+func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, retry, poll <-chan time.Time) bool {
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-changed:
+			return true
+		case <-resync:
+			return true
+		case <-retry:
+			return true
+		case <-poll:
+			if l.Store.ConfirmPending() {
+				return true
+			}
+		}
+	}
+}
+
+// passUnhurried makes a pass that a stop does not cut short at once. It reports
+// whether all went well.
+func (l *Loop) passUnhurried(ctx context.Context) bool {
+	detached, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(stopGrace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel()
+		case <-detached.Done():
+		}
+	})
+	defer stop()
+	return l.pass(detached)
+}
+
+// restore fills the memory: from the disk, else from what the kernel holds.
+func (l *Loop) restore(ctx context.Context) error {
+	loaded, err := l.Store.SetAside(l.Clock())
+	if err != nil {
+		return err
+	}
+	l.memory, l.onDisk, l.damaged = loaded.Memory, loaded.Found, loaded.Problems
+	if loaded.Corrupt != nil {
+		l.Log.Error("THE DISK COPY IS CORRUPT; what the kernel holds is adopted, and nothing is torn down until the bus confirms it",
+			"err", loaded.Corrupt, "kept", loaded.Aside)
+		l.damaged = append(l.damaged, plan.Problem{Reason: "StateCorrupt",
+			Message: fmt.Sprintf("the disk copy could not be used (%v); it was kept as %s", loaded.Corrupt, loaded.Aside)})
+	}
+	if loaded.Found {
+		l.Log.Info("restored from disk", "tenants", len(l.memory.Refs()), "clusters", len(l.memory.Clusters))
+		return nil
+	}
+	host, err := l.Kernel.Facts(ctx)
+	if err != nil {
+		return fmt.Errorf("read the host: %w", err)
+	}
+	have, err := l.Kernel.Observe(ctx)
+	if err != nil {
+		return fmt.Errorf("observe the kernel: %w", err)
+	}
+	l.memory = Adopt(have, host, l.Group)
+	l.Log.Info("no disk copy", "adopted", len(l.memory.Refs()))
+	return nil
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
+)
+
+// Reasons of a Status that is not programmed.
+const (
+	ReasonStepFailed = "StepFailed"     // a step of this very tenant failed
+	ReasonHostFailed = "HostStepFailed" // a step that all depend on failed
+	ReasonDeparting  = "RemovalFailed"  // removed from service, but not from the kernel
+)
+
+// Reasons of problems of the host.
+const (
+	ReasonNotSaved  = "StateNotSaved"        // the disk copy could not be written
+	ReasonNoAddress = "InternalNICNoAddress" // nothing is on the link
+	ReasonRoute     = "RouteFailed"          // a return route could not be changed
+)
+
+// pass brings the kernel to what is wanted now. It reports whether all of it
+// succeeded; what failed is in the snapshot and the log.
+func (l *Loop) pass(ctx context.Context) bool {
+	began := l.Clock()
+	views := l.Views()
+	result, err := l.run(ctx, views)
+	if err != nil {
+		l.Log.Error("pass failed", "err", err)
+	}
+	p := Pass{Duration: l.Clock().Sub(began), Steps: result.steps, Failures: len(result.failures), Err: err}
+	l.publish(views, result, p)
+	if l.OnPass != nil {
+		l.OnPass(p)
+	}
+	return err == nil && result.complete()
+}
+
+// result is what a pass came to.
+type result struct {
+	host     plan.Host
+	problems []plan.Problem
+	failures map[string]Failure // first failure by TenantID; "" is the host
+	waiting  bool               // something else is missing that a retry may find
+	steps    int
+}
+
+func (r result) complete() bool { return len(r.failures) == 0 && !r.waiting }
+
+func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
+	res := result{failures: map[string]Failure{}}
+	confirmed, err := l.Store.Confirmed()
+	if err != nil {
+		l.Log.Error("the operator's confirmation can not be read; it is ignored", "err", err)
+	}
+	if res.host, err = l.Kernel.Facts(ctx); err != nil {
+		return res, fmt.Errorf("read the host: %w", err)
+	}
+	l.rememberOnLink(&res)
+	have, err := l.Kernel.Observe(ctx)
+	if err != nil {
+		return res, fmt.Errorf("observe the kernel: %w", err)
+	}
+	merged := Merge(l.memory, views, l.Group, confirmed)
+	assignNumbers(merged.Memory, have.Numbers())
+	res.problems = append(res.problems, merged.Refused...)
+	for _, v := range views {
+		if v.Confirmed {
+			l.damaged = nil // the bus knows what the disk had lost
+		}
+	}
+	if saved := l.save(merged, confirmed != nil, &res); saved {
+		l.tellHeld(merged.Held)
+	}
+
+	want, problems := plan.Desired(InputOf(l.memory, res.host))
+	res.problems = append(res.problems, problems...)
+	steps := plan.Diff(want, have)
+	if res.steps = len(steps); res.steps > 0 {
+		l.Log.Info("changing the kernel", "steps", len(steps), "first", steps[0].String())
+	}
+	l.apply(ctx, steps, &res)
+	l.keepAnnouncing(want, have, res.failures)
+	l.tellRemovals(res.failures)
+	return res, nil
+}
+
+// rememberOnLink keeps the subnets of the internal NIC while it has none: a NIC
+// that loses its address for a moment must not take all tenants down.
+func (l *Loop) rememberOnLink(res *result) {
+	for _, f := range tenant.Families() {
+		if len(f.Prefixes(res.host.OnLink)) > 0 || len(f.Prefixes(l.onLink)) == 0 {
+			continue
+		}
+		res.host.OnLink = append(res.host.OnLink, f.Prefixes(l.onLink)...)
+		res.problems = append(res.problems, plan.Problem{Reason: ReasonNoAddress, Message: fmt.Sprintf(
+			"%s has no %s address any more; going on with %v, which it had", res.host.Internal, f, f.Prefixes(l.onLink))})
+	}
+	if len(res.host.OnLink) == 0 {
+		res.waiting = true
+		res.problems = append(res.problems, plan.Problem{Reason: ReasonNoAddress, Message: fmt.Sprintf(
+			"%s has no address; no gateway IP can be reached there", res.host.Internal)})
+	}
+	l.onLink = res.host.OnLink
+}
+
+// save makes the merged memory the one in force, on disk first: a number or a
+// generation that the kernel has seen must never be lost. If the disk does not
+// take it, the pass goes on with what the disk has; the running tenants are
+// still repaired.
+func (l *Loop) save(merged Merged, confirmed bool, res *result) bool {
+	known := l.onDisk || len(merged.Memory.Clusters) > 0
+	if known {
+		if _, err := l.Store.Save(merged.Memory); err != nil {
+			l.Log.Error("the disk copy could not be written; changes wait until it can", "err", err)
+			res.problems = append(res.problems, plan.Problem{Reason: ReasonNotSaved,
+				Message: err.Error() + "; changes are not programmed until the state directory is writable again"})
+			res.failures[""] = Failure{Err: err}
+			return false
+		}
+	}
+	l.memory, l.onDisk = merged.Memory, known
+	if confirmed {
+		if err := l.Store.DropConfirmed(); err != nil {
+			l.Log.Error("the operator's confirmation stays; it is harmless", "err", err)
+		}
+	}
+	return true
+}
+
+// assignNumbers gives each tenant of m its number.
+func assignNumbers(m Memory, observed map[string]int) {
+	prev := map[string]int{}
+	var tenants []tenant.Tenant
+	for _, r := range m.Refs() {
+		e, _ := m.Entry(r)
+		tenants = append(tenants, e.Record)
+		if e.Number != 0 {
+			prev[r.String()] = e.Number
+		}
+	}
+	numbers := plan.AssignNumbers(prev, observed, tenants)
+	for _, r := range m.Refs() {
+		e, _ := m.Entry(r)
+		e.Number = numbers[r.String()]
+		m.Clusters[r.Cluster].Tenants[r.Name] = e
+	}
+}
+
+// InputOf is the plan's input for memory m, in a stable order.
+func InputOf(m Memory, host plan.Host) plan.Input {
+	in := plan.Input{Host: host}
+	for _, r := range m.Refs() {
+		e, _ := m.Entry(r)
+		in.Tenants = append(in.Tenants, plan.Numbered{Number: e.Number, Held: e.Held, Tenant: e.Record})
+	}
+	for _, name := range sortedKeys(m.Clusters) {
+		c := m.Clusters[name]
+		for _, node := range sortedKeys(c.Nodes) {
+			in.Nodes = append(in.Nodes, c.Nodes[node])
+		}
+		if c.Network != nil {
+			in.Networks = append(in.Networks, *c.Network)
+		}
+	}
+	return in
+}
+
+// keepAnnouncing names the addresses that are in place: all wanted ones but
+// those whose tenant failed before they were there.
+func (l *Loop) keepAnnouncing(want, have plan.State, failures map[string]Failure) {
+	_, hostFailed := failures[""]
+	var keep []plan.Addr
+	for a, owner := range want.Addrs {
+		_, there := have.Addrs[a]
+		if _, failed := failures[owner]; there || !failed && !hostFailed {
+			keep = append(keep, a)
+		}
+	}
+	slices.SortFunc(keep, func(a, b plan.Addr) int { return cmp.Or(cmp.Compare(a.Dev, b.Dev), a.IP.Compare(b.IP)) })
+	l.Announcer.Keep(keep)
+}
+
+// tell hands events to the audit; what it can not keep is at least in the log.
+func (l *Loop) tell(events ...Event) {
+	if len(events) == 0 {
+		return
+	}
+	if err := l.Audit.EmitAll(events); err != nil && !errors.Is(err, context.Canceled) {
+		l.Log.Error("audit events lost", "count", len(events), "err", err)
+	}
+}

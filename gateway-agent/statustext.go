@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"text/tabwriter"
+)
+
+// maxPending is how many of the missing steps a person is shown.
+const maxPending = 20
+
+// print writes the report for a person, in the manner of the program that this
+// one replaces: one section for each thing that one would look at by hand.
+func (r report) print(w io.Writer) error {
+	var b bytes.Buffer
+	state := "not running"
+	if r.Running {
+		state = "running"
+	}
+	health := "HEALTHY"
+	if !r.Healthy {
+		health = "NOT HEALTHY"
+	}
+	fmt.Fprintf(&b, "Gateway %s (group %s, %s), daemon %s: %s\n", r.Gateway, r.Group, r.Version, state, health)
+	fmt.Fprintf(&b, "%s towards the nodes, %s towards the outside\n", r.Internal, r.External)
+
+	table(&b, "Clusters", "CLUSTER\tGENERATION\tTENANTS\tNODES", len(r.Clusters), func(i int) string {
+		c := r.Clusters[i]
+		return fmt.Sprintf("%s\t%d\t%d\t%d", c.Name, c.Generation, c.Tenants, c.Nodes)
+	})
+	table(&b, "Tenants", "TENANT\tGATEWAY IPS\tEGRESS IPS\tPACKETS\tBYTES\tNOTE", len(r.Tenants), func(i int) string {
+		t := r.Tenants[i]
+		note := ""
+		if t.Held {
+			note = "HELD"
+		}
+		return fmt.Sprintf("%s/%s\t%s\t%s\t%d\t%d\t%s", t.Cluster, t.Name, joinAddrs(t.GatewayIPs), joinAddrs(t.EgressIPs), t.Packets, t.Bytes, note)
+	})
+	table(&b, "MACVLAN links", "LINK\tSTATE\tMAC\tMARK\tTENANT", len(r.Tenants), func(i int) string {
+		t := r.Tenants[i]
+		return fmt.Sprintf("%s@%s\t%s\t%s\t%s\t%s/%s", t.Link, r.Internal, t.State, t.MAC, t.Mark, t.Cluster, t.Name)
+	})
+	table(&b, "Return routes (pod subnets)", "SUBNET\tVIA\tDEV\tNODE", len(r.Routes), func(i int) string {
+		t := r.Routes[i]
+		return fmt.Sprintf("%s\t%s\t%s\t%s", t.Subnet, t.Via, t.Dev, t.Node)
+	})
+	table(&b, "Guards", "DROPPED\tWHAT", len(r.Guards), func(i int) string {
+		return fmt.Sprintf("%d\t%s", r.Guards[i].Packets, r.Guards[i].What)
+	})
+	r.printTrouble(&b)
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func (r report) printTrouble(b *bytes.Buffer) {
+	if len(r.Problems) > 0 {
+		fmt.Fprint(b, "\n--- Problems ---\n")
+		for _, p := range r.Problems {
+			fmt.Fprintln(b, "!", p)
+		}
+	}
+	if len(r.Pending) > 0 {
+		fmt.Fprintf(b, "\n--- %d changes that the kernel still lacks ---\n", len(r.Pending))
+		for _, s := range r.Pending[:min(len(r.Pending), maxPending)] {
+			fmt.Fprintln(b, s)
+		}
+		if n := len(r.Pending) - maxPending; n > 0 {
+			fmt.Fprintf(b, "... and %d more\n", n)
+		}
+	}
+}
+
+// table writes a section; an empty one says so.
+func table(b *bytes.Buffer, title, header string, rows int, row func(int) string) {
+	fmt.Fprintf(b, "\n--- %s ---\n", title)
+	if rows == 0 {
+		fmt.Fprintln(b, "none")
+		return
+	}
+	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, header)
+	for i := range rows {
+		fmt.Fprintln(t, row(i))
+	}
+	t.Flush()
+}
