@@ -7,11 +7,16 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"time"
 )
 
 // GatewayAgentName and the names given to StartClusterAgent are those under
 // which Process finds the agents.
 const GatewayAgentName = "gateway-agent"
+
+// firstAgentPort is where the first cluster-agent serves its pages, inside the
+// control namespace; the next one has the next port.
+const firstAgentPort = 9820
 
 // GatewayStateDir is the agent's state directory; it outlives ResetGateway.
 func (l *Lab) GatewayStateDir() string { return l.path("gateway") }
@@ -51,9 +56,18 @@ func (l *Lab) GatewayCommand(args ...string) (string, error) {
 }
 
 // ClusterEnv is the environment that StartClusterAgent gives to an agent of
-// this name.
+// this name. Agents of several names have ports and state of their own, as
+// replicas on several nodes have.
 func (l *Lab) ClusterEnv(name string) map[string]string {
+	l.mu.Lock()
+	port, known := l.ports[name]
+	if !known {
+		port = firstAgentPort + len(l.ports)
+		l.ports[name] = port
+	}
+	l.mu.Unlock()
 	return map[string]string{
+		"CLUSTER_LISTEN": fmt.Sprintf("127.0.0.1:%d", port),
 		"CLUSTER_NAME": "lab", "CLUSTER_POD_NETWORKS": PodNetworks,
 		"CLUSTER_NATS_URL": l.NATSURL(), "CLUSTER_KUBECONFIG": l.path("cluster-agent.kubeconfig"),
 		"CLUSTER_STATE_DIR": l.path("agents", name),
@@ -67,6 +81,17 @@ func (l *Lab) StartClusterAgent(name string, env map[string]string) (*Process, e
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
 	return l.Start(PartControl, name, override(l.ClusterEnv(name), env), "cluster-agent")
+}
+
+// AwaitPage waits until a page of a process answers 200, for at most
+// startTimeout. That the process ends is an error.
+func (l *Lab) AwaitPage(ctx context.Context, p *Process, url string) error {
+	return l.await(ctx, p, func() error {
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err := l.HTTPGet(ctx, p.Part, url)
+		return err
+	})
 }
 
 func override(base, with map[string]string) map[string]string {

@@ -70,6 +70,7 @@ type Lab struct {
 	handles   map[Part]*netlink.Handle
 	processes map[string]*Process
 	nodes     map[string]*Node
+	ports     map[string]int // of cluster-agents
 }
 
 // Up builds a lab. What a lab of this name left before is removed first, its
@@ -112,7 +113,7 @@ func newLab(opts Options) (*Lab, error) {
 		return nil, err
 	}
 	l := &Lab{opts: opts, spawner: newSpawner(), handles: map[Part]*netlink.Handle{},
-		processes: map[string]*Process{}, nodes: map[string]*Node{}}
+		processes: map[string]*Process{}, nodes: map[string]*Node{}, ports: map[string]int{}}
 	l.inside = newInsiders()
 	return l, nil
 }

@@ -85,11 +85,11 @@ The lab is up. Its parts are network namespaces:
 	for _, p := range pods {
 		fmt.Printf("  %-32s %s on %s\n", p.Part, p.Address, p.Node)
 	}
-	fmt.Printf("Ask the outside server which source it sees:\n  lab get --name %s %s\n", l.Name(), pods[0].Part)
+	fmt.Printf("Ask the outside server which source it sees:\n  %s get --name %s %s\n", os.Args[0], l.Name(), pods[0].Part)
 	if agents {
-		fmt.Printf("Give a namespace an egress IP, look at the gateway, ask again:\n  lab label --name %s ns-blue egress-gateway.io/pool=public\n  lab exec --name %[1]s gw gateway-agent status\n", l.Name())
+		fmt.Printf("Give a namespace an egress IP, look at the gateway, ask again:\n  %[2]s label --name %[1]s ns-blue egress-gateway.io/pool=public\n  %[2]s exec --name %[1]s gw gateway-agent status\n", l.Name(), os.Args[0])
 	}
-	fmt.Printf("Logs are in %s. To remove it all: lab down --name %s\n", filepath.Join(l.Dir(), "log"), l.Name())
+	fmt.Printf("Logs are in %s. To remove it all: %s down --name %s\n", filepath.Join(l.Dir(), "log"), os.Args[0], l.Name())
 }
 
 func exists(path string) bool {
