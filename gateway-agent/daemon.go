@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -58,7 +59,8 @@ func runDaemon(c Config, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := preflight(ctx, k); err != nil {
+	defer k.Close()
+	if err := preflight(ctx, k, log); err != nil {
 		return err
 	}
 	a, err := newAgent(ctx, c, log, store, k)
@@ -71,20 +73,6 @@ func runDaemon(c Config, args []string, stdout io.Writer) error {
 // host is what the configuration says of the VM.
 func (c Config) host() plan.Host {
 	return plan.Host{Internal: c.InternalInterface, External: c.ExternalInterface, MarkMask: c.MarkMask, PodNetworks: c.PodNetworks}
-}
-
-// preflight returns an error that tells all conditions that are not met.
-func preflight(ctx context.Context, k *kernel.Kernel) error {
-	var errs []error
-	for _, check := range k.Preflight(ctx) {
-		if check.Err != nil {
-			errs = append(errs, errors.New(check.String()))
-		}
-	}
-	if len(errs) > 0 {
-		return fmt.Errorf("this machine can not serve as a gateway:\n%w", errors.Join(errs...))
-	}
-	return nil
 }
 
 // agent holds the parts of the daemon, wired but not running.
@@ -130,11 +118,12 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		return nil, fmt.Errorf("audit spool: %w", err)
 	}
 	m := newMetrics(version)
+	checks := &laterChecks{kernel: k, every: c.Resync}
 	a.loop = reconcile.NewLoop(reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
 		Store: store, Kernel: kernelAdapter{k}, Flows: a.flows, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
 		Views:   func() map[string]reconcile.View { return viewsOf(a.follower) },
-		Trouble: func() []plan.Problem { return troubleOf(a.follower) },
+		Trouble: func() []plan.Problem { return slices.Concat(checks.problems(ctx), troubleOf(a.follower)) },
 		Sweep:   a.sweep.Poke,
 		OnPass:  func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
 	})

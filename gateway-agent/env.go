@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -16,13 +17,13 @@ import (
 )
 
 // processEnv fills spec from the variables that begin with prefix and returns
-// all errors at once: values that do not parse, and variables that do not exist.
+// all values that do not parse.
 //
 // envconfig stops at the first value that does not parse; each one is therefore
 // taken out of the environment and the rest is read again. After an error the
 // process can only report it and end.
-func processEnv(prefix string, environ []string, spec any) []error {
-	errs := unknownVariables(prefix, environ, spec)
+func processEnv(prefix string, spec any) []error {
+	var errs []error
 	for {
 		err := envconfig.Process(prefix, spec)
 		if err == nil {
@@ -129,12 +130,30 @@ func editDistance(a, b string) int {
 	return row[len(b)]
 }
 
-// printVariables writes a table of all variables of spec, from its tags.
-func printVariables(w io.Writer, prefix string, spec any) error {
+// variable is one line of the help.
+type variable struct{ name, value, meaning string }
+
+// describeVariables returns all variables of spec with their defaults and
+// meanings, from its tags. more says what the tags do not, by name.
+func describeVariables(prefix string, spec any, more map[string]string) ([]variable, error) {
+	var b bytes.Buffer
+	const format = "{{range .}}{{usage_key .}}\t{{usage_default .}}\t{{usage_description .}}\n{{end}}"
+	if err := envconfig.Usagef(prefix, spec, &b, format); err != nil {
+		return nil, err
+	}
+	var out []variable
+	for line := range strings.Lines(b.String()) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), "\t", 3)
+		out = append(out, variable{f[0], f[1], cmp.Or(f[2], more[f[0]])})
+	}
+	return out, nil
+}
+
+// printVariables writes them as a table.
+func printVariables(w io.Writer, list []variable) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	const format = "{{range .}}  {{usage_key .}}\t{{usage_default .}}\t{{usage_description .}}\n{{end}}"
-	if err := envconfig.Usagef(prefix, spec, tab, format); err != nil {
-		return err
+	for _, v := range list {
+		fmt.Fprintf(tab, "  %s\t%s\t%s\n", v.name, v.value, v.meaning)
 	}
 	return tab.Flush()
 }

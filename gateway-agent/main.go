@@ -99,7 +99,11 @@ Usage:
 		fmt.Fprintf(w, "  gateway-agent %-38s %s\n", strings.TrimSpace(c.name+" "+c.args), c.summary)
 	}
 	fmt.Fprintf(w, "  gateway-agent %-38s %s\n\nEnvironment variables, with their defaults:\n", "--help | --version", "")
-	return printVariables(w, envPrefix, &Config{})
+	list, err := describeVariables(envPrefix, &Config{}, natsMeanings())
+	if err != nil {
+		return err
+	}
+	return printVariables(w, list)
 }
 
 // noArgs is the error of arguments where none are taken.

@@ -43,6 +43,7 @@ func runCleanup(c Config, args []string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
+	defer k.Close()
 	conns, err := flows.Open()
 	if err != nil {
 		return fmt.Errorf("connection tracking: %w", err)

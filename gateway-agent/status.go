@@ -118,6 +118,7 @@ func readReport(ctx context.Context, c Config) (report, error) {
 	if err != nil {
 		return report{}, err
 	}
+	defer k.Close()
 	seen := sight{Loaded: loaded, preflight: k.Preflight(ctx)}
 	if seen.running, err = store.Locked(); err != nil {
 		return report{}, err
@@ -178,9 +179,7 @@ func (r *report) judge(s sight) {
 		add("there is no disk copy: nothing was received from NATS yet")
 	}
 	for _, check := range s.preflight {
-		if check.Err != nil {
-			add("%s", check)
-		}
+		add("%s", check)
 	}
 	for _, p := range s.Problems {
 		add("%s", reconcile.ProblemLine(p))

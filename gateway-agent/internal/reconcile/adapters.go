@@ -9,7 +9,7 @@ import (
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
 
-// Failure is a step that could not be carried out.
+// Failure is a step that could not be carried out. Err names the step.
 type Failure struct {
 	Step plan.Step
 	Err  error
@@ -21,8 +21,10 @@ type Kernel interface {
 	Facts(context.Context) (plan.Host, error)
 	// Observe returns what is ours in the kernel.
 	Observe(context.Context) (plan.State, error)
-	// Apply carries out steps of the executor plan.Kernel in their order, and
-	// goes on with other tenants after a failure. Doing a step twice is harmless.
+	// Apply carries out steps of the executor plan.Kernel in their order. After
+	// a failure of a tenant it leaves out that tenant's further steps; after one
+	// of a guard, a sysctl or a chain it makes no link and no address any more.
+	// Doing a step twice is harmless.
 	Apply(context.Context, []plan.Step) []Failure
 }
 

@@ -11,8 +11,9 @@ import (
 )
 
 // apply carries out the steps, each row by its executor. After a failure of a
-// tenant its later steps are left out; after one of the host nothing more is
-// tried, because what comes later relies on what came before.
+// tenant its later steps are left out, and the others go on. Once something
+// that protects all could not be set up, nothing that lets traffic in is made
+// any more; what goes still goes.
 func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) {
 	announced := false
 	failed := map[string]bool{}
@@ -22,29 +23,40 @@ func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) {
 		for _, f := range l.applyRow(ctx, row) {
 			id := f.Step.Tenant()
 			l.Log.Error("step failed", "tenant", id, "step", f.Step.String(), "err", f.Err)
-			switch {
-			case isRoute(f.Step):
-				// It concerns the pods of one node; the tenants go on.
+			switch _, known := res.failures[id]; {
+			case id == "" && !protects(f.Step):
+				// A route, or a leftover: no tenant waits for it.
 				res.waiting = true
-				res.problems = append(res.problems, plan.Problem{Reason: ReasonRoute, Message: f.message()})
-			case !failed[id]:
-				failed[id], res.failures[id] = true, f
+				res.problems = append(res.problems, plan.Problem{Reason: ReasonStepFailed, Message: f.Err.Error()})
+			case !known:
+				res.failures[id] = f
+				failed[id] = id != ""
 			}
 		}
 		announced = announced || row.Executor == plan.Announce
-		if failed[""] {
-			break
-		}
 		steps = plan.Without(steps, failed)
+		if _, unprotected := res.failures[""]; unprotected {
+			steps = slices.DeleteFunc(steps, letsIn)
+		}
 	}
 	if announced {
 		l.Sweep()
 	}
 }
 
-func isRoute(s plan.Step) bool {
+// protects tells the steps that all tenants depend on.
+func protects(s plan.Step) bool {
 	switch s.(type) {
-	case plan.SetRoute, plan.DelRoute:
+	case plan.SetGuard, plan.SetElements, plan.AddElement, plan.SetSysctl, plan.NewChain, plan.SetChain, plan.SetHook:
+		return s.Tenant() == ""
+	}
+	return false
+}
+
+// letsIn tells the steps after which traffic of a tenant arrives.
+func letsIn(s plan.Step) bool {
+	switch s.(type) {
+	case plan.MakeLink, plan.AddAddr, plan.AnnounceAddr:
 		return true
 	}
 	return false
@@ -53,7 +65,10 @@ func isRoute(s plan.Step) bool {
 func (l *Loop) applyRow(ctx context.Context, row plan.Run) []Failure {
 	switch row.Executor {
 	case plan.Kernel:
-		return l.applyToKernel(ctx, row.Steps)
+		for _, s := range row.Steps {
+			l.Log.Debug("step", "tenant", s.Tenant(), "step", s.String())
+		}
+		return l.Kernel.Apply(ctx, row.Steps)
 	case plan.Flows:
 		return l.deleteFlows(ctx, row.Steps)
 	case plan.Announce:
@@ -62,54 +77,6 @@ func (l *Loop) applyRow(ctx context.Context, row plan.Run) []Failure {
 		return []Failure{{row.Steps[0], fmt.Errorf("no executor %q", row.Executor)}}
 	}
 }
-
-// applyToKernel hands steps to the kernel, in portions. What protects all goes
-// alone: if a guard or a sysctl can not be set, nothing after it is tried. So
-// does each route: it concerns one node only. Anything else goes together,
-// because the kernel loads many rules at the price of one.
-func (l *Loop) applyToKernel(ctx context.Context, steps []plan.Step) []Failure {
-	var failures []Failure
-	for len(steps) > 0 {
-		n := portion(steps)
-		for _, s := range steps[:n] {
-			l.Log.Debug("step", "tenant", s.Tenant(), "step", s.String())
-		}
-		failed := l.Kernel.Apply(ctx, steps[:n])
-		failures = append(failures, failed...)
-		if slices.ContainsFunc(failed, Failure.ofHost) {
-			return failures
-		}
-		steps = steps[n:]
-		for _, f := range failed {
-			if id := f.Step.Tenant(); id != "" {
-				steps = plan.Without(steps, map[string]bool{id: true})
-			}
-		}
-	}
-	return failures
-}
-
-// portion returns how many of steps go to the kernel together; at least one.
-func portion(steps []plan.Step) int {
-	if alone(steps[0]) {
-		return 1
-	}
-	if n := slices.IndexFunc(steps, alone); n > 0 {
-		return n
-	}
-	return len(steps)
-}
-
-func alone(s plan.Step) bool {
-	switch s.(type) {
-	case plan.SetGuard, plan.SetElements, plan.SetSysctl:
-		return true
-	}
-	return isRoute(s)
-}
-
-// ofHost tells the failures of steps that all tenants depend on.
-func (f Failure) ofHost() bool { return f.Step == nil || f.Step.Tenant() == "" && !isRoute(f.Step) }
 
 func (l *Loop) announce(steps []plan.Step) []Failure {
 	var failures []Failure
@@ -144,7 +111,7 @@ func (l *Loop) deleteFlows(ctx context.Context, steps []plan.Step) []Failure {
 		}
 		if err != nil {
 			failed[s.Tenant()] = true
-			failures = append(failures, Failure{s, err})
+			failures = append(failures, Failure{s, fmt.Errorf("%s: %w", s, err)})
 		}
 		if n > 0 {
 			l.Log.Info("connections ended", "tenant", s.Tenant(), "step", s.String(), "count", n)

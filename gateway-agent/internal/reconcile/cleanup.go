@@ -27,7 +27,7 @@ func Cleanup(ctx context.Context, k Kernel, f Flows) ([]plan.Step, error) {
 		errs = append(errs, errors.New(p.Message))
 	}
 	for _, id := range sortedKeys(res.failures) {
-		errs = append(errs, errors.New(res.failures[id].message()))
+		errs = append(errs, res.failures[id].Err)
 	}
 	return steps, errors.Join(errs...)
 }

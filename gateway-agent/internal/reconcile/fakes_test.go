@@ -45,6 +45,8 @@ func newFakeKernel() *fakeKernel {
 	}
 }
 
+var errUnprotected = errors.New("not tried")
+
 var errCrashed = errors.New("the process is dead")
 
 func (k *fakeKernel) Facts(context.Context) (plan.Host, error) { return k.host, k.err }
@@ -80,13 +82,19 @@ func cloneGuard(g plan.Guard) plan.Guard {
 func (k *fakeKernel) Apply(_ context.Context, steps []plan.Step) []Failure {
 	var out []Failure
 	failed := map[string]bool{}
+	unprotected := false
 	for _, s := range steps {
 		if failed[s.Tenant()] {
 			continue
 		}
-		if err := k.apply(s); err != nil {
-			failed[s.Tenant()] = true
-			out = append(out, Failure{s, err})
+		err := errUnprotected
+		if !unprotected || !letsIn(s) {
+			err = k.apply(s)
+		}
+		if err != nil {
+			failed[s.Tenant()] = s.Tenant() != ""
+			unprotected = unprotected || protects(s)
+			out = append(out, Failure{s, fmt.Errorf("%s: %w", s, err)})
 		}
 	}
 	return out

@@ -24,7 +24,6 @@ const (
 const (
 	ReasonNotSaved  = "StateNotSaved"        // the disk copy could not be written
 	ReasonNoAddress = "InternalNICNoAddress" // nothing is on the link
-	ReasonRoute     = "RouteFailed"          // a return route could not be changed
 )
 
 // pass brings the kernel to what is wanted now. It reports whether all of it
@@ -50,6 +49,7 @@ type result struct {
 	problems []plan.Problem
 	failures map[string]Failure // first failure by TenantID; "" is the host
 	waiting  bool               // something else is missing that a retry may find
+	notSaved bool               // the disk copy is not what the bus asks for
 	steps    int
 }
 
@@ -123,7 +123,7 @@ func (l *Loop) save(merged Merged, confirmed bool, res *result) bool {
 			l.Log.Error("the disk copy could not be written; changes wait until it can", "err", err)
 			res.problems = append(res.problems, plan.Problem{Reason: ReasonNotSaved,
 				Message: err.Error() + "; changes are not programmed until the state directory is writable again"})
-			res.failures[""] = Failure{Err: err}
+			res.waiting, res.notSaved = true, true
 			return false
 		}
 	}

@@ -75,9 +75,8 @@ func (l *Loop) tellPrograms(now map[Ref]tenant.Status) {
 func (l *Loop) tellRemovals(failures map[string]Failure) {
 	var events []Event
 	var still []Removal
-	_, hostFailed := failures[""]
 	for _, gone := range l.memory.Departing {
-		if _, failed := failures[gone.String()]; failed || hostFailed {
+		if _, failed := failures[gone.String()]; failed {
 			still = append(still, gone)
 			continue
 		}
@@ -149,4 +148,16 @@ func subjectOf(p plan.Problem) string {
 func flushEvent(id, what string, count int) Event {
 	cluster, name, _ := strings.Cut(id, "/")
 	return Event{Cluster: cluster, Kind: EventFlush, Subject: "tenant/" + name, Data: flushData{what, count}}
+}
+
+// fresh returns the problems that are not in before, and all of now as a set.
+func fresh(now []plan.Problem, before map[plan.Problem]bool) (list []plan.Problem, all map[plan.Problem]bool) {
+	all = make(map[plan.Problem]bool, len(now))
+	for _, p := range now {
+		if !before[p] && !all[p] {
+			list = append(list, p)
+		}
+		all[p] = true
+	}
+	return list, all
 }

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+// checkSysctls is the check that may fail where all sysctls are right already:
+// some containers can read them only, and the host sets them.
+const checkSysctls = "sysctls"
+
+// preflight returns an error that tells all conditions that are not met.
+func preflight(ctx context.Context, k *kernel.Kernel, log *slog.Logger) error {
+	var errs []error
+	for _, check := range k.Preflight(ctx) {
+		if check.Name == checkSysctls && sysctlsHold(ctx, k) {
+			log.Warn("sysctls can not be written; they are right now, and will only be watched", "err", check.Err)
+			continue
+		}
+		errs = append(errs, errors.New(check.String()))
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("this machine can not serve as a gateway:\n%w", errors.Join(errs...))
+	}
+	return nil
+}
+
+// sysctlsHold tells whether all sysctls have the values that they need.
+func sysctlsHold(ctx context.Context, k *kernel.Kernel) bool {
+	host, err := k.Facts(ctx)
+	if err != nil {
+		return false
+	}
+	have, err := k.Observe(ctx)
+	if err != nil {
+		return false
+	}
+	want, _ := plan.Desired(plan.Input{Host: host})
+	for key, value := range want.Sysctls {
+		if have.Sysctls[key] != value {
+			return false
+		}
+	}
+	return true
+}
+
+// laterChecks repeats the preflight while the daemon serves: a default route
+// that moves, or rules that appear in the other iptables, defeat it just as well
+// as at the start. It belongs to the loop's goroutine.
+type laterChecks struct {
+	kernel *kernel.Kernel
+	every  time.Duration
+	last   time.Time
+	found  []plan.Problem
+}
+
+// problems returns what the latest check found; it checks once in every.
+func (l *laterChecks) problems(ctx context.Context) []plan.Problem {
+	if now := time.Now(); now.Sub(l.last) >= l.every {
+		l.last, l.found = now, nil
+		for _, check := range l.kernel.Preflight(ctx) {
+			if check.Name != checkSysctls {
+				l.found = append(l.found, plan.Problem{Reason: "Preflight", Message: check.String()})
+			}
+		}
+	}
+	return l.found
+}
