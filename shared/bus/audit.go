@@ -282,13 +282,10 @@ func (a *Audit) logOnce(err error) {
 
 // ensureAuditStream creates the stream if there is none.
 func (c *Conn) ensureAuditStream(ctx context.Context) error {
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err := c.js.Stream(call, AuditStream)
-	if !errors.Is(err, jetstream.ErrStreamNotFound) {
+	if _, err := c.stream(ctx, AuditStream); !isMissing(err) {
 		return err
 	}
-	_, err = c.js.CreateStream(call, jetstream.StreamConfig{
+	cfg := jetstream.StreamConfig{
 		Name:        AuditStream,
 		Description: "egress-gateway: what happened",
 		Subjects:    []string{auditPrefix + ".>"},
@@ -302,7 +299,8 @@ func (c *Conn) ensureAuditStream(ctx context.Context) error {
 		DenyDelete:  true,
 		DenyPurge:   true,
 		Compression: jetstream.S2Compression,
-	})
+	}
+	_, err := request(ctx, c, func(ctx context.Context) (jetstream.Stream, error) { return c.js.CreateStream(ctx, cfg) })
 	if err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 		return fmt.Errorf("create stream %s: %w", AuditStream, err)
 	}

@@ -52,10 +52,8 @@ func ReadAudit(ctx context.Context, conn *Conn, filter AuditFilter, fn func(Audi
 	if !filter.Since.IsZero() {
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &filter.Since
 	}
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	cons, err := conn.js.CreateConsumer(call, AuditStream, cfg)
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
+	cons, err := conn.consumer(ctx, AuditStream, cfg)
+	if isMissing(err) {
 		return ErrNoAudit
 	}
 	if err != nil {

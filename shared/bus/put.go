@@ -36,12 +36,11 @@ func (c *Conn) createBucket(ctx context.Context, bucket, description string) err
 		Replicas:       max(c.config.Replicas, 1),
 		LimitMarkerTTL: markerTTL,
 	}
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err := c.js.CreateKeyValue(call, cfg)
+	create := func(ctx context.Context) (jetstream.KeyValue, error) { return c.js.CreateKeyValue(ctx, cfg) }
+	_, err := request(ctx, c, create)
 	if errors.Is(err, jetstream.ErrLimitMarkerTTLNotSupported) {
 		cfg.LimitMarkerTTL = 0 // a server before 2.11: markers stay
-		_, err = c.js.CreateKeyValue(call, cfg)
+		_, err = request(ctx, c, create)
 	}
 	if err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
 		return fmt.Errorf("create bucket %s: %w", bucket, err)

@@ -23,6 +23,7 @@ type reader struct {
 	received uint64 // also the consumer sequence of the last message
 	pending  uint64 // messages still to come when the last one was sent
 	seen     uint64 // highest stream sequence known to be behind us
+	keys     uint64 // of the whole bucket at the last poll
 	due      uint64 // stream sequence that must be behind us at the next poll
 	progress time.Time
 
@@ -32,9 +33,7 @@ type reader struct {
 // open creates the consumer. Only this session uses it: it acknowledges nothing,
 // and any message that does not follow its predecessor ends the session.
 func (w *watcher) open(ctx context.Context, created time.Time) (*reader, error) {
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	cons, err := w.conn.js.CreateConsumer(call, streamOf(w.bucket), jetstream.ConsumerConfig{
+	cons, err := w.conn.consumer(ctx, streamOf(w.bucket), jetstream.ConsumerConfig{
 		Description:       "egress-gateway reader",
 		DeliverPolicy:     jetstream.DeliverLastPerSubjectPolicy,
 		AckPolicy:         jetstream.AckNonePolicy,
@@ -44,7 +43,7 @@ func (w *watcher) open(ctx context.Context, created time.Time) (*reader, error) 
 		Replicas:          1,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("read bucket %s: %w", w.bucket, missing(err))
+		return nil, fmt.Errorf("read bucket %s: %w", w.bucket, err)
 	}
 	r := &reader{w: w, cons: cons, queue: newQueue(), created: created, progress: time.Now()}
 	r.initial = cons.CachedInfo().NumPending

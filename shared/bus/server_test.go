@@ -100,7 +100,11 @@ func (n *natsServer) dial(name string, opts ...Option) *Conn {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	n.t.Cleanup(func() { c.nc.Close() })
+	n.t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			n.t.Error(err)
+		}
+	})
 	return c
 }
 
@@ -119,7 +123,12 @@ func (n *natsServer) raw() jetstream.JetStream {
 	return js
 }
 
-func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+func quiet() *slog.Logger {
+	if os.Getenv("BUS_TEST_LOG") != "" { // for whoever has to find out why
+		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(slog.NewTextHandler(io.Discard, nil))
+}
 
 // run runs a loop until the test ends.
 func run(t testing.TB, loop func(context.Context) error) {

@@ -44,6 +44,7 @@ func problem(list []Problem, part string) bool {
 }
 
 func TestWriterToFollower(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -90,6 +91,7 @@ func TestWriterToFollower(t *testing.T) {
 }
 
 func TestTombstonesGoAfterADay(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	now := time.Now()
 	w := startWriter(t, srv.connect("ca"), "c1", func(o *WriterOptions) { o.Clock = func() time.Time { return now } })
@@ -113,6 +115,7 @@ func TestTombstonesGoAfterADay(t *testing.T) {
 }
 
 func TestClustersDoNotMix(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w1, w2 := startWriter(t, srv.connect("ca1"), "c1"), startWriter(t, srv.connect("ca2"), "c2")
 	f := startFollower(t, srv.connect("gw1"))
@@ -131,6 +134,7 @@ func TestClustersDoNotMix(t *testing.T) {
 }
 
 func TestSyncRefusesInvalidRecords(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	s := aState("c1", 2)
@@ -148,6 +152,7 @@ func TestSyncRefusesInvalidRecords(t *testing.T) {
 // A writer that restarts finds what it wrote, sweeps what is stale, and goes on
 // from the generation that it finds.
 func TestWriterRestart(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	future := time.Now().Add(time.Hour)
 	first := startWriter(t, srv.connect("ca"), "c1", func(o *WriterOptions) { o.Clock = func() time.Time { return future } })
@@ -163,6 +168,7 @@ func TestWriterRestart(t *testing.T) {
 }
 
 func TestServerRestart(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -198,6 +204,7 @@ func received(c <-chan struct{}) bool {
 }
 
 func TestServerWiped(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -224,6 +231,7 @@ func TestServerWiped(t *testing.T) {
 // before the reader looks. Control: a naive watcher, which must stay deaf for
 // this test to prove anything.
 func TestBucketRecreated(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -281,6 +289,7 @@ func (w *Writer) state() string {
 // Records and Ready that come from another bucket, as after a restore from a
 // backup, are not believed.
 func TestReadyOfAnotherBucket(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -309,6 +318,7 @@ func TestReadyOfAnotherBucket(t *testing.T) {
 
 // Nothing is applied before the Ready record that vouches for it.
 func TestHalfABatchIsNotApplied(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -333,6 +343,7 @@ func TestHalfABatchIsNotApplied(t *testing.T) {
 
 // A key that was deleted behind the writer's back is no order to remove.
 func TestDeletedKeyIsNoRemoval(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -356,6 +367,7 @@ func TestDeletedKeyIsNoRemoval(t *testing.T) {
 }
 
 func TestOlderGenerationIsRefused(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	res := syncNow(t, w, aState("c1", 2))
@@ -371,6 +383,7 @@ func TestOlderGenerationIsRefused(t *testing.T) {
 
 // Garbage in a record that Ready vouches for blocks nothing, and removes nothing.
 func TestGarbage(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -432,6 +445,7 @@ func vouch(t testing.TB, kv jetstream.KeyValue, cluster string, change func(map[
 }
 
 func TestHeartbeat(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	f := startFollower(t, srv.connect("gw1"))
@@ -454,6 +468,7 @@ func TestHeartbeat(t *testing.T) {
 // Snapshots while the writer is at work: the hole that WatchAll has (a live key
 // that comes after the end of the first read) must not show.
 func TestFollowersThatStartUnderLoad(t *testing.T) {
+	t.Parallel()
 	srv := startServer(t)
 	w := startWriter(t, srv.connect("ca"), "c1")
 	syncNow(t, w, aState("c1", 200))

@@ -186,9 +186,9 @@ func (w *StatusWriter) read(ctx context.Context) (map[string][]byte, incarnation
 	if err != nil {
 		return nil, incarnation{}, err
 	}
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	info, err := stream.Info(call, jetstream.WithSubjectFilter(subjectOf(StatusBucket, w.gateway+".>")))
+	info, err := request(ctx, w.conn, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+		return stream.Info(ctx, jetstream.WithSubjectFilter(subjectOf(StatusBucket, w.gateway+".>")))
+	})
 	if err != nil {
 		return nil, incarnation{}, fmt.Errorf("list keys of %s in bucket %s: %w", w.gateway, StatusBucket, err)
 	}

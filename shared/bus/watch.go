@@ -5,7 +5,6 @@ package bus
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -34,6 +33,7 @@ var (
 	errBucketMissing = errors.New("the bucket does not exist")
 	errRecreated     = errors.New("the bucket was recreated")
 	errWiped         = errors.New("the bucket lost its last writes")
+	errShrunk        = errors.New("keys vanished from the bucket without a trace")
 	errDeaf          = errors.New("writes to the bucket did not arrive")
 	errGap           = errors.New("messages got lost on the way")
 	errStalled       = errors.New("reading the bucket made no progress")
@@ -80,8 +80,9 @@ type feed interface {
 //
 // It never resumes. A session reads the last value of every key, then follows
 // the writes. It ends, and the next one begins from scratch, when the connection
-// changes, the bucket's creation time does, its sequence falls, writes that the
-// bucket has do not arrive, or a message is missing from the reader's own count.
+// changes, the bucket's creation time does, its sequence or its number of keys
+// falls, writes that the bucket has do not arrive, or a message is missing from
+// the reader's own count.
 // A plain consumer is used rather than the library's ordered ones, because those
 // resume by themselves, at a position that a new bucket may not have reached.
 type watcher struct {
@@ -90,8 +91,10 @@ type watcher struct {
 	filter  string // ">" or a prefix of keys with ">"
 	log     *slog.Logger
 	feed    feed
-	rebuild time.Duration // a new session at least so often; 0 = not for age
+	rebuild time.Duration               // a new session at least so often; 0 = not for age
+	create  func(context.Context) error // makes a bucket that is missing; nil = wait for it
 
+	told     bool // that create fails
 	kick     chan struct{}
 	expected atomic.Uint64 // a sequence that is known to exist and match the filter
 }
@@ -135,13 +138,29 @@ func (w *watcher) run(ctx context.Context) error {
 		switch {
 		case loaded:
 			retry = minRetry
-		case errors.Is(err, errBucketMissing):
+		case isMissing(err):
 			retry = missingRetry
+			if w.tryCreate(ctx) {
+				retry = 0
+			}
 		default:
 			retry = min(2*retry, maxRetry)
 		}
 		w.pause(ctx, retry)
 	}
+}
+
+// tryCreate creates the bucket if this reader should and may.
+func (w *watcher) tryCreate(ctx context.Context) bool {
+	if w.create == nil {
+		return false
+	}
+	err := w.create(ctx)
+	if err != nil && !w.told {
+		w.log.Warn("the bucket can not be created by this agent; waiting for it", "bucket", w.bucket, "err", err)
+	}
+	w.told = err != nil
+	return err == nil
 }
 
 // waitConnected goes on ticking meanwhile.
@@ -196,14 +215,14 @@ func (w *watcher) session(ctx context.Context) (loaded bool, err error) {
 	}
 	defer r.close()
 	w.feed.begin(incarnation{created: info.Created, ttl: info.Config.AllowMsgTTL})
-	r.seen = info.State.LastSeq
+	r.seen, r.keys = info.State.LastSeq, info.State.NumSubjects
 	return w.follow(ctx, r, stream, changed)
 }
 
 // follow is the life of a session.
 func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream, changed <-chan struct{}) (loaded bool, err error) {
 	polls := make(chan pollResult)
-	go poll(ctx, stream, polls)
+	go poll(ctx, w.conn, stream, polls)
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	age := newOptionalTimer(w.rebuild)
@@ -248,7 +267,7 @@ func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream
 func (w *watcher) judge(r *reader, p pollResult) error {
 	if p.err != nil {
 		r.pollErrors++
-		if errors.Is(p.err, errBucketMissing) || r.pollErrors >= maxPollErrors {
+		if isMissing(p.err) || r.pollErrors >= maxPollErrors {
 			return p.err
 		}
 		return nil
@@ -260,10 +279,15 @@ func (w *watcher) judge(r *reader, p pollResult) error {
 		return errRecreated
 	case last < r.seen:
 		return errWiped
+	case p.info.State.NumSubjects < r.keys:
+		// Purged by an administrator, which readers are not told; or markers
+		// expired, and reading anew costs little.
+		return errShrunk
 	case r.seen < r.due:
 		// It was there a whole poll ago, and is not here yet.
 		return errDeaf
 	}
+	r.keys = p.info.State.NumSubjects
 	r.due = w.expected.Load()
 	if w.filter == ">" {
 		r.due = max(r.due, last)
@@ -277,7 +301,7 @@ type pollResult struct {
 }
 
 // poll asks for the stream's state once per period until ctx ends.
-func poll(ctx context.Context, stream jetstream.Stream, out chan<- pollResult) {
+func poll(ctx context.Context, c *Conn, stream jetstream.Stream, out chan<- pollResult) {
 	t := time.NewTicker(pollEvery)
 	defer t.Stop()
 	for {
@@ -286,34 +310,13 @@ func poll(ctx context.Context, stream jetstream.Stream, out chan<- pollResult) {
 			return
 		case <-t.C:
 		}
-		call, cancel := context.WithTimeout(ctx, callTimeout)
-		info, err := stream.Info(call)
-		cancel()
+		info, err := request(ctx, c, func(ctx context.Context) (*jetstream.StreamInfo, error) { return stream.Info(ctx) })
 		select {
-		case out <- pollResult{info, missing(err)}:
+		case out <- pollResult{info, err}:
 		case <-ctx.Done():
 			return
 		}
 	}
-}
-
-// stream looks a stream up.
-func (c *Conn) stream(ctx context.Context, name string) (jetstream.Stream, error) {
-	call, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	s, err := c.js.Stream(call, name)
-	if err != nil {
-		return nil, fmt.Errorf("look up stream %s: %w", name, missing(err))
-	}
-	return s, nil
-}
-
-// missing gives the error for an absent bucket its own name.
-func missing(err error) error {
-	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return errBucketMissing
-	}
-	return err
 }
 
 func streamOf(bucket string) string { return streamPrefix + bucket }

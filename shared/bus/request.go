@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// errNoAnswer is what a missing permission looks like from here: the server
+// tells the connection (which logs it), and not the request.
+var errNoAnswer = fmt.Errorf("NATS did not answer within %s; does it lack JetStream or a permission?", callTimeout)
+
+// request runs one request to the server. It is bounded by time, and by the
+// connection that it goes over: what is under way when that breaks will never
+// be answered. Its errors wrap ctx's own only if ctx has ended.
+func request[T any](ctx context.Context, c *Conn, send func(context.Context) (T, error)) (T, error) {
+	var zero T
+	state, changed := c.watch()
+	if !state.Connected {
+		return zero, ErrNotConnected
+	}
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	go func() {
+		select {
+		case <-call.Done():
+		case <-changed:
+			cancel()
+		}
+	}()
+	v, err := send(call)
+	switch {
+	case err == nil:
+		return v, nil
+	case ctx.Err() != nil:
+		return zero, ctx.Err()
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		return zero, errBucketMissing
+	case errors.Is(call.Err(), context.Canceled):
+		return zero, ErrNotConnected
+	case call.Err() != nil, errors.Is(err, context.DeadlineExceeded):
+		return zero, errNoAnswer
+	}
+	return zero, err
+}
+
+// stream looks a stream up.
+func (c *Conn) stream(ctx context.Context, name string) (jetstream.Stream, error) {
+	s, err := request(ctx, c, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, name) })
+	if err != nil {
+		return nil, fmt.Errorf("look up stream %s: %w", name, err)
+	}
+	return s, nil
+}
+
+// consumer creates a consumer.
+func (c *Conn) consumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	return request(ctx, c, func(ctx context.Context) (jetstream.Consumer, error) {
+		return c.js.CreateConsumer(ctx, stream, cfg)
+	})
+}
