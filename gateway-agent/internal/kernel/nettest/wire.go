@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nettest
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Capture counts the packets that arrive at a NIC, by source.
+type Capture struct {
+	mu      sync.Mutex
+	sources map[netip.Addr]int
+}
+
+// Capture counts what arrives at nic until the test ends.
+func (n *Net) Capture(nic string) *Capture {
+	n.t.Helper()
+	const all = 0x0003 // ETH_P_ALL
+	c := &Capture{sources: make(map[netip.Addr]int)}
+	var fd int
+	var err error
+	n.Do(func() {
+		var link *net.Interface
+		if link, err = net.InterfaceByName(nic); err != nil {
+			return
+		}
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return
+		}
+		timeout := unix.NsecToTimeval(int64(50 * time.Millisecond))
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all << 8, Ifindex: link.Index})
+	})
+	if err != nil {
+		n.t.Fatalf("capture on %s: %v", nic, err)
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() { defer close(done); c.read(fd, stop) }()
+	n.t.Cleanup(func() { close(stop); <-done; unix.Close(fd) })
+	return c
+}
+
+func (c *Capture) read(fd int, stop chan struct{}) {
+	buf := make([]byte, 128)
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		got, from, err := unix.Recvfrom(fd, buf, unix.MSG_TRUNC)
+		link, ok := from.(*unix.SockaddrLinklayer)
+		if err != nil || !ok || link.Pkttype == unix.PACKET_OUTGOING {
+			continue
+		}
+		var src netip.Addr
+		switch {
+		case got >= 20 && buf[0]>>4 == 4 && link.Protocol == 0x0008:
+			src = netip.AddrFrom4([4]byte(buf[12:16]))
+		case got >= 40 && buf[0]>>4 == 6 && link.Protocol == 0xdd86:
+			src = netip.AddrFrom16([16]byte(buf[8:24]))
+		default:
+			continue
+		}
+		c.mu.Lock()
+		c.sources[src]++
+		c.mu.Unlock()
+	}
+}
+
+// Sources returns the counts so far. Packets that were sent before the call
+// are in it.
+func (c *Capture) Sources() map[netip.Addr]int {
+	time.Sleep(30 * time.Millisecond) // what is on the veth's queue arrives within microseconds
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := make(map[netip.Addr]int, len(c.sources))
+	for a, n := range c.sources {
+		out[a] = n
+	}
+	return out
+}
+
+// Echo answers each UDP datagram and each TCP connection on port 7 with the
+// address that it came from, until the test ends.
+func (n *Net) Echo(at string) {
+	n.t.Helper()
+	var udp net.PacketConn
+	var tcp net.Listener
+	var err, err2 error
+	n.Do(func() {
+		udp, err = net.ListenPacket("udp", at)
+		tcp, err2 = net.Listen("tcp", at)
+	})
+	if err != nil || err2 != nil {
+		n.t.Fatal(err, err2)
+	}
+	n.t.Cleanup(func() { udp.Close(); tcp.Close() })
+	go func() {
+		buf := make([]byte, 2048)
+		for {
+			_, from, err := udp.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = udp.WriteTo([]byte(from.(*net.UDPAddr).AddrPort().Addr().Unmap().String()), from)
+		}
+	}()
+	go func() {
+		for {
+			c, err := tcp.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				from := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap().String()
+				buf := make([]byte, 1)
+				for { // one answer for each byte
+					if _, err := c.Read(buf); err != nil {
+						return
+					}
+					if _, err := c.Write([]byte(from + "\n")); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+}
+
+// Dial connects from source to an Echo. network is "udp" or "tcp".
+func (n *Net) Dial(network, source, to string) (net.Conn, error) {
+	d := net.Dialer{Timeout: time.Second}
+	if network == "udp" {
+		d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(source)}
+	} else {
+		d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(source)}
+	}
+	// The dialler may resume on another thread, but makes the socket at once.
+	var conn net.Conn
+	var err error
+	n.Do(func() { conn, err = d.Dial(network, to) })
+	return conn, err
+}
+
+// Ask sends one byte and returns what Echo answers: the address that it saw.
+func Ask(c net.Conn) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+	if _, err := c.Write([]byte("?")); err != nil {
+		return "", err
+	}
+	buf := make([]byte, 64)
+	got, err := c.Read(buf)
+	for got > 0 && buf[got-1] == '\n' {
+		got--
+	}
+	return string(buf[:got]), err
+}
+
+// Seen asks over a new connection from source.
+func (n *Net) Seen(network, source, to string) string {
+	c, err := n.Dial(network, source, to)
+	if err != nil {
+		return err.Error()
+	}
+	defer c.Close()
+	answer, err := Ask(c)
+	if err != nil {
+		return err.Error()
+	}
+	return answer
+}
