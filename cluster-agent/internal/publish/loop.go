@@ -34,7 +34,7 @@ type Loop struct {
 	beat    heartbeat
 
 	// What follows belongs to the goroutine of Run.
-	started  time.Time
+	upSince  time.Time // of the connection to NATS; zero without one
 	nodes    map[string]tenant.Node
 	gateways liveness
 	last     map[string]tenant.Tenant // what the bus was told
@@ -84,8 +84,7 @@ func (l *Loop) Resync() { l.sync.force() }
 // depends on NATS: what the gateways should know is handed to a goroutine of
 // its own.
 func (l *Loop) Run(ctx context.Context) error {
-	l.started = l.Clock()
-	forced := l.started
+	forced := l.Clock()
 	done := make(chan struct{})
 	go func() { defer close(done); l.sync.run(ctx) }()
 	defer func() { <-done }()

@@ -128,6 +128,11 @@ func (l *Loop) pass(ctx context.Context) (*pass, error) {
 func (l *Loop) look() *pass {
 	p := &pass{Loop: l, time: l.Clock()}
 	connected := l.Bus.Connected()
+	if !connected {
+		l.upSince = time.Time{}
+	} else if l.upSince.IsZero() {
+		l.upSince = p.time
+	}
 	summaries := l.Bus.Summaries()
 	gateways, dies := l.gateways.look(summaries, connected, p.time)
 	p.gateways = gateways
@@ -247,8 +252,8 @@ func (p *pass) mustWait() bool {
 	if _, ok := p.Bus.PublishedNodes(); ok {
 		return false
 	}
-	until := p.started.Add(publishedWait)
-	if !p.time.Before(until) {
+	// Only the time counts in which the records could have been read.
+	if !p.upSince.IsZero() && p.time.Sub(p.upSince) >= publishedWait {
 		return false
 	}
 	p.due(p.time.Add(time.Second))

@@ -57,10 +57,10 @@ type State struct {
 	Nodes   []tenant.Node
 }
 
-// Audit is the audit stream. Emit returns once the event will survive a crash of
-// the process; two events with one id count once.
+// Audit is the audit stream. Emit returns once the events will survive a crash
+// of the process; two events with one id count once.
 type Audit interface {
-	Emit(e AuditEvent) error
+	Emit(events ...AuditEvent) error
 }
 
 // The kinds of audit events that the loop emits.

@@ -108,7 +108,7 @@ func (p *pass) restIn(ctx context.Context, pool string, list []*v1alpha1.EgressT
 func (p *pass) deleteTenant(ctx context.Context, t *v1alpha1.EgressTenant) error {
 	if len(t.Spec.EgressIPs) > 0 {
 		data := dataOf(t)
-		if err := p.Audit.Emit(AuditEvent{Kind: KindRelease, Subject: t.Name, ID: fmt.Sprintf("release-%s", t.UID), Data: data}); err != nil {
+		if err := p.Audit.Emit(AuditEvent{Kind: KindRelease, Subject: "tenant/" + t.Name, ID: fmt.Sprintf("release-%s", t.UID), Data: data}); err != nil {
 			return fmt.Errorf("audit: %w", err)
 		}
 	}

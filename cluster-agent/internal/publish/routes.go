@@ -98,7 +98,7 @@ func (p *pass) applyRoute(ctx context.Context, w *want) error {
 	}
 	o := w.object()
 	return p.Audit.Emit(AuditEvent{
-		Kind: KindRoute, Subject: w.Name, ID: fmt.Sprintf("apb-%s-%d-%s", o.UID, o.Generation, version),
+		Kind: KindRoute, Subject: "tenant/" + w.Name, ID: fmt.Sprintf("apb-%s-%d-%s", o.UID, o.Generation, version),
 		Data: AuditData{Tenant: w.Name, UID: string(o.UID), Generation: o.Generation, Namespaces: o.Spec.Namespaces, GatewayIPs: texts(r.Hops), Operation: "apply"},
 	})
 }
@@ -116,5 +116,5 @@ func (p *pass) deleteRoute(ctx context.Context, name string, data AuditData) err
 		return nil
 	}
 	data.Operation = "delete"
-	return p.Audit.Emit(AuditEvent{Kind: KindRoute, Subject: data.Tenant, ID: fmt.Sprintf("apb-%s-%s-deleted", name, r.Version), Data: data})
+	return p.Audit.Emit(AuditEvent{Kind: KindRoute, Subject: "tenant/" + data.Tenant, ID: fmt.Sprintf("apb-%s-%s-deleted", name, r.Version), Data: data})
 }

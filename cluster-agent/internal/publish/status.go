@@ -121,7 +121,7 @@ func (p *pass) programmed(o *v1alpha1.EgressTenant, reports []tenant.Status, con
 func (p *pass) announce(w *want, o *v1alpha1.EgressTenant, next v1alpha1.EgressTenantStatus) error {
 	var events []AuditEvent
 	if o.Status.AuditedGeneration < o.Generation && len(o.Spec.EgressIPs) > 0 {
-		e := AuditEvent{Kind: KindAlloc, Subject: w.Name, ID: fmt.Sprintf("alloc-%s-%d", o.UID, o.Generation), Data: dataOf(o)}
+		e := AuditEvent{Kind: KindAlloc, Subject: "tenant/" + w.Name, ID: fmt.Sprintf("alloc-%s-%d", o.UID, o.Generation), Data: dataOf(o)}
 		e.Data.Operation = "change"
 		if meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionAllocated) && !meta.IsStatusConditionTrue(o.Status.Conditions, v1alpha1.ConditionAllocated) {
 			e.Data.Operation = "allocate"
@@ -130,13 +130,13 @@ func (p *pass) announce(w *want, o *v1alpha1.EgressTenant, next v1alpha1.EgressT
 		p.tellMembers(o.Spec.Namespaces, false, "Allocated", fmt.Sprintf("tenant %q leaves with %s (next hop %s, pool %q)", w.Name, list(o.Spec.EgressIPs), list(o.Spec.GatewayIPs), o.Spec.Pool))
 	}
 	if c, changed := transition(o.Status.Conditions, next.Conditions, v1alpha1.ConditionAllocated); changed && c.Status == metav1.ConditionFalse && w.why() != nil {
-		e := AuditEvent{Kind: KindDeny, Subject: w.Name, ID: fmt.Sprintf("deny-%s-%d-%s-%d", o.UID, o.Generation, c.Reason, c.LastTransitionTime.Unix()), Data: dataOf(o)}
+		e := AuditEvent{Kind: KindDeny, Subject: "tenant/" + w.Name, ID: fmt.Sprintf("deny-%s-%d-%s-%d", o.UID, o.Generation, c.Reason, c.LastTransitionTime.Unix()), Data: dataOf(o)}
 		e.Data.Pool, e.Data.Reason, e.Data.Message = w.Pool, c.Reason, c.Message
 		events = append(events, e)
 		p.tellMembers(w.names(), true, c.Reason, c.Message)
 	}
 	if c, changed := transition(o.Status.Conditions, next.Conditions, v1alpha1.ConditionReady); changed && relevant(o, c) {
-		e := AuditEvent{Kind: KindReady, Subject: w.Name, ID: fmt.Sprintf("ready-%s-%d-%s-%d", o.UID, o.Generation, c.Reason, c.LastTransitionTime.Unix()), Data: dataOf(o)}
+		e := AuditEvent{Kind: KindReady, Subject: "tenant/" + w.Name, ID: fmt.Sprintf("ready-%s-%d-%s-%d", o.UID, o.Generation, c.Reason, c.LastTransitionTime.Unix()), Data: dataOf(o)}
 		e.Data.Gateway, e.Data.Operation, e.Data.Reason, e.Data.Message = next.Gateway, "not-ready", c.Reason, c.Message
 		if c.Status == metav1.ConditionTrue {
 			e.Data.Operation = "ready"
@@ -144,12 +144,10 @@ func (p *pass) announce(w *want, o *v1alpha1.EgressTenant, next v1alpha1.EgressT
 		events = append(events, e)
 		p.tellMembers(o.Spec.Namespaces, c.Status != metav1.ConditionTrue, c.Reason, c.Message)
 	}
-	for _, e := range events {
-		if err := p.Audit.Emit(e); err != nil {
-			return err
-		}
+	if len(events) == 0 {
+		return nil
 	}
-	return nil
+	return p.Audit.Emit(events...)
 }
 
 // transition returns the new condition and whether its status or reason differs

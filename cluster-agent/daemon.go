@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"k8s.io/klog/v2"
+
+	"egress-gateway.io/cluster-agent/internal/kube"
+	"egress-gateway.io/cluster-agent/internal/publish"
+	"egress-gateway.io/shared/bus"
+	"egress-gateway.io/shared/daemon"
+)
+
+// flushTimeout limits how long the end of the program waits for NATS to take
+// the last audit events.
+const flushTimeout = 2 * time.Second
+
+// agent holds the parts of the daemon, wired but not running.
+type agent struct {
+	config   Config
+	log      *slog.Logger
+	conn     *bus.Conn
+	writer   *bus.Writer
+	statuses *bus.StatusFollower
+	audit    *bus.Audit
+	auditor  auditAdapter
+	nodes    *publishedNodes
+	kube     *kube.Agent
+	loop     *publish.Loop
+	server   *daemon.Server
+	leading  atomic.Bool
+	stopping atomic.Bool
+}
+
+// serve runs the agent until ctx ends.
+func serve(ctx context.Context, c Config, log *slog.Logger) error {
+	klog.SetSlogLogger(log.With("step", "client-go"))
+	a, err := newAgent(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	return a.run(ctx)
+}
+
+// newAgent opens what the daemon needs. If it fails, the process ends, and what
+// was opened ends with it.
+func newAgent(ctx context.Context, c Config, log *slog.Logger) (*agent, error) {
+	a := &agent{config: c, log: log}
+	version := daemon.Version()
+	cfg, err := kube.Config(c.Kubeconfig, "egress-cluster-agent/"+version)
+	if err != nil {
+		return nil, err
+	}
+	if a.conn, err = bus.Connect(ctx, c.NATS, c.Name, log, bus.WithVersion("cluster-agent "+version)); err != nil {
+		return nil, err
+	}
+	a.writer = bus.NewWriter(a.conn, c.Name, bus.WriterOptions{Identity: c.Identity, Clock: time.Now, Log: log})
+	a.statuses = bus.NewStatusFollower(a.conn, bus.StatusOptions{Clock: time.Now, Log: log})
+	a.audit, err = bus.NewAudit(a.conn, bus.AuditOptions{
+		Dir: filepath.Join(c.StateDir, "audit"), Role: bus.RoleCluster, Name: c.Name, Clock: time.Now, Log: log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("audit spool: %w; set CLUSTER_STATE_DIR to a writable directory", err)
+	}
+	a.auditor = auditAdapter{a.audit, c.Name}
+	a.nodes = &publishedNodes{cluster: c.Name, conn: a.conn, log: log}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	a.kube, err = kube.New(cfg, kube.Options{Log: log, Clock: time.Now, Changed: func() { a.loop.Poke() }})
+	if err != nil {
+		return nil, err
+	}
+	a.loop = publish.New(publish.Options{
+		ClusterName: c.Name, Cluster: a.kube, Audit: a.auditor, Log: log, Clock: time.Now, Metrics: publish.NewMetrics(registry),
+		Bus: busAdapter{cluster: c.Name, networks: c.PodNetworks, conn: a.conn, writer: a.writer, statuses: a.statuses, nodes: a.nodes, log: log},
+	})
+	a.measure(registry, version)
+	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.loop.Turning, Ready: a.kube.Ready, Registry: registry}.Listen()
+	if err != nil {
+		return nil, fmt.Errorf("CLUSTER_LISTEN=%q: %w", c.Listen, err)
+	}
+	return a, nil
+}
+
+// measure registers the figures of the process as a whole.
+func (a *agent) measure(r prometheus.Registerer, version string) {
+	gauge := func(name, help string, value func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	truth := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	gauge("egress_nats_connected", "1 while there is a connection to NATS.", func() float64 { return truth(a.conn.Connected()) })
+	gauge("egress_leader", "1 while this replica leads.", func() float64 { return truth(a.leading.Load()) })
+	gauge("egress_audit_spool_events", "Audit events that NATS has not taken yet.", func() float64 { return float64(a.audit.Pending()) })
+	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "egress_audit_dropped_total", Help: "Audit events that were lost since the spool was full.",
+	}, func() float64 { return float64(a.audit.Dropped()) }))
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "egress_build_info", Help: "The version of the program.", ConstLabels: prometheus.Labels{"version": version},
+	}, func() float64 { return 1 }))
+}
+
+// run serves until ctx ends or the lease is lost.
+func (a *agent) run(ctx context.Context) error {
+	a.log.Info("starting", "version", daemon.Version(), "identity", a.config.Identity, "listen", a.server.Addr())
+	a.conn.OnStateChange(a.tellConnection)
+	// The audit outlives the others, so that their last events still leave.
+	rear, endRear := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRear()
+	rearGroup, _ := daemon.NewGroup(rear)
+	rearGroup.Go("audit", a.audit.Run)
+
+	g, _ := daemon.NewGroup(ctx)
+	g.Go("http", a.server.Run)
+	g.Go("watch", a.kube.Run)
+	g.Go("writer", a.writer.Run)
+	g.Go("writer events", forward(a.writer.Changed(), a.loop.Resync))
+	g.Go("status", a.statuses.Run)
+	g.Go("status events", forward(a.statuses.Changed(), a.loop.Poke))
+	g.Go("leader", a.lead)
+	err := g.Wait()
+
+	a.log.Info("stopping; the allocations and the gateways stay as they are")
+	a.stopping.Store(true)
+	a.flush(rear)
+	endRear()
+	return errors.Join(err, rearGroup.Wait(), a.conn.Close(), a.audit.Close())
+}
+
+// lead waits for warm caches, then for the lease, and then runs the loop.
+func (a *agent) lead(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-a.kube.Started():
+	}
+	lease := kube.Lease{
+		Namespace: a.config.LeaseNamespace, Name: a.config.LeaseName, Identity: a.config.Identity,
+		Duration: a.config.LeaseDuration, Renew: a.config.LeaseRenewDeadline, Retry: a.config.LeaseRetryPeriod,
+	}
+	return a.kube.Lead(ctx, lease, func(ctx context.Context) error {
+		a.leading.Store(true)
+		defer a.leading.Store(false)
+		g, _ := daemon.NewGroup(ctx)
+		g.Go("loop", a.loop.Run)
+		g.Go("published nodes", a.nodes.run)
+		return g.Wait()
+	})
+}
+
+// flush gives the last events a moment to leave; what does not stays on disk
+// and leaves with the next start.
+func (a *agent) flush(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+	defer cancel()
+	look := time.NewTicker(flushTimeout / 100)
+	defer look.Stop()
+	for a.conn.Connected() && a.audit.Pending() > 0 {
+		select {
+		case <-ctx.Done():
+			a.log.Info("audit events stay on the spool", "pending", a.audit.Pending())
+			return
+		case <-look.C:
+		}
+	}
+}
+
+// tellConnection tells what happens to the connection, but for its end with
+// the process.
+func (a *agent) tellConnection(s bus.StateChange) {
+	a.loop.Poke()
+	if a.stopping.Load() {
+		return
+	}
+	e := bus.Event{Kind: "connect", Subject: "cluster/" + a.config.Name, Data: connection{Server: s.URL, Writer: a.config.Identity}}
+	if !s.Connected {
+		reason := ""
+		if s.Err != nil {
+			reason = s.Err.Error()
+		}
+		e.Kind, e.Data = "loss", connection{Server: s.URL, Writer: a.config.Identity, Reason: reason}
+	}
+	e.Cluster = a.config.Name
+	if err := a.audit.Emit(e); err != nil {
+		a.log.Error("audit event lost", "err", err)
+	}
+}
+
+// connection is the content of the audit events connect and loss.
+type connection struct {
+	Server string `json:"server,omitempty"`
+	Writer string `json:"writer"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// forward calls fn for each receive, until ctx ends.
+func forward(from <-chan struct{}, fn func()) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-from:
+				fn()
+			}
+		}
+	}
+}
