@@ -76,6 +76,7 @@ func guardRules(h Host) []GuardRule {
 	add(GuardExit, "tenant link to another NIC", link+" oifname != { "+in+", "+ext+" }")
 	add(GuardExit, "tenant link without mark", link+" oifname "+ext+" "+mark+" == 0")
 	add(GuardExit, "tenant link hairpin untranslated", link+" oifname "+in+" ct status & snat == 0")
+	add(GuardExit, "reply without a way back", "oifname "+ext+" ct direction reply "+mark+" != 0")
 	for _, f := range tenant.Families() {
 		ip := "ip"
 		if f == tenant.IPv6 {

@@ -14,20 +14,21 @@ import (
 // (EGW-M, EGW-S and their branches) and EGW-NODES are sets: the order of their
 // rules does not matter, as no two of them match the same packet.
 const (
-	chainMark  = "EGW-MARK"  // mangle: packets from tenant links
-	chainMTree = "EGW-M"     // mangle: link name -> mark
-	chainSNAT  = "EGW-SNAT"  // nat: new connections of tenants
-	chainSTree = "EGW-S"     // nat: mark -> egress IP
-	chainFwd   = "EGW-FWD"   // filter: everything forwarded
-	chainOut   = "EGW-OUT"   // filter: what comes from pods
-	chainExt   = "EGW-EXT"   // filter: what comes from outside
-	chainNodes = "EGW-NODES" // filter: new connections from outside to nodes
+	chainMark  = "EGW-MARK"   // mangle: packets from tenant links
+	chainMTree = "EGW-M"      // mangle: link name -> mark
+	chainSNAT  = "EGW-SNAT"   // nat: new connections of tenants
+	chainSTree = "EGW-S"      // nat: mark -> egress IP
+	chainFwd   = "EGW-FWD"    // filter: everything forwarded
+	chainOut   = "EGW-OUT"    // filter: what comes from pods
+	chainExt   = "EGW-EXT"    // filter: what comes from outside
+	chainNodes = "EGW-NODES"  // filter: new connections from outside to nodes
+	chainRej   = "EGW-REJECT" // filter: what pods are told of
 )
 
 // ordered tells the chains whose rules have an order.
 func ordered(name string) bool {
 	switch name {
-	case chainMark, chainSNAT, chainFwd, chainOut, chainExt:
+	case chainMark, chainSNAT, chainFwd, chainOut, chainExt, chainRej:
 		return true
 	}
 	return false
@@ -86,7 +87,8 @@ func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 		fwd = append(fwd, "-s "+p.String()+" -j "+chainOut)
 		outside = append(outside, "-s "+p.String()+" -j DROP")
 	}
-	outside = append(outside, reply)
+	// A reply that would not go to the inside has lost its way back.
+	outside = append(outside, reply, r.connmarked()+" -j DROP")
 	for _, p := range pods {
 		outside = append(outside, "-d "+p.String()+" -j DROP")
 	}
@@ -107,15 +109,22 @@ func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 		// for as long as nobody answers it.
 		out = append(out, "-o "+nic+" -m conntrack --ctstate NEW,RELATED -m conntrack ! --ctstatus CONFIRMED "+r.marked()+" -j ACCEPT")
 	}
+	out = append(out, "-m conntrack --ctstate INVALID -j DROP")
+	for _, p := range pods {
+		// Only who is known to be a pod gets an answer: that to any other might
+		// follow the default route to the outside.
+		out = append(out, "-s "+p.String()+" -j "+chainRej)
+	}
+	r.chains[r.filter(chainOut)] = append(out, "-j DROP")
 	unreachable := "icmp-port-unreachable"
 	if r.family == tenant.IPv6 {
 		unreachable = "icmp6-port-unreachable"
 	}
-	r.chains[r.filter(chainOut)] = append(out,
-		"-m conntrack --ctstate INVALID -j DROP",
+	r.chains[r.filter(chainRej)] = []string{
 		// An ICMP error does not end an established TCP connection, a reset does.
 		"-p tcp -j REJECT --reject-with tcp-reset",
-		"-j REJECT --reject-with "+unreachable)
+		"-j REJECT --reject-with " + unreachable,
+	}
 }
 
 func (r ruleset) hook(at ChainID, rule string) { r.hooks[at] = []Hook{{Position: 1, Rule: rule}} }

@@ -137,7 +137,7 @@ func (n *Net) Echo(at string) {
 
 // Dial connects from source to an Echo. network is "udp" or "tcp".
 func (n *Net) Dial(network, source, to string) (net.Conn, error) {
-	d := net.Dialer{Timeout: time.Second}
+	d := net.Dialer{Timeout: 500 * time.Millisecond}
 	if network == "udp" {
 		d.LocalAddr = &net.UDPAddr{IP: net.ParseIP(source)}
 	} else {
@@ -152,7 +152,7 @@ func (n *Net) Dial(network, source, to string) (net.Conn, error) {
 
 // Ask sends one byte and returns what Echo answers: the address that it saw.
 func Ask(c net.Conn) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+	_ = c.SetDeadline(time.Now().Add(400 * time.Millisecond))
 	if _, err := c.Write([]byte("?")); err != nil {
 		return "", err
 	}
@@ -176,4 +176,31 @@ func (n *Net) Seen(network, source, to string) string {
 		return err.Error()
 	}
 	return answer
+}
+
+// Ping fails the test unless to answers an ICMP echo request from source.
+func (n *Net) Ping(source, to string) {
+	n.t.Helper()
+	var c net.PacketConn
+	var err error
+	n.Do(func() { c, err = net.ListenPacket("ip4:icmp", source) })
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(time.Second))
+	// Type 8, code 0, the checksum of the rest: identifier 1, number 1.
+	if _, err := c.WriteTo([]byte{8, 0, 0xf7, 0xfd, 0, 1, 0, 1}, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
+		n.t.Fatal(err)
+	}
+	buf := make([]byte, 64)
+	for {
+		got, from, err := c.ReadFrom(buf)
+		if err != nil {
+			n.t.Fatalf("ping from %s to %s: %v", source, to, err)
+		}
+		if got >= 8 && buf[0] == 0 && from.String() == to {
+			return
+		}
+	}
 }
