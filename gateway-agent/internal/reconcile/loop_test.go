@@ -4,121 +4,14 @@ package reconcile
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"log/slog"
-	"maps"
-	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
 )
-
-// bench is a loop with everything around it. The kernel and the directory
-// outlive a restart, the rest does not.
-type bench struct {
-	t         *testing.T
-	dir       string
-	kernel    *fakeKernel
-	flows     *fakeFlows
-	announcer *fakeAnnouncer
-	audit     *fakeAudit
-	views     map[string]View
-	trouble   []plan.Problem
-	swept     int
-	now       time.Time
-	loop      *Loop
-}
-
-func newBench(t *testing.T) *bench {
-	b := &bench{t: t, dir: t.TempDir(), kernel: newFakeKernel(), audit: &fakeAudit{}, now: time.Unix(1_800_000_000, 0)}
-	b.start()
-	return b
-}
-
-// start begins a new life of the process.
-func (b *bench) start() {
-	b.t.Helper()
-	b.flows, b.announcer, b.views, b.trouble = &fakeFlows{}, &fakeAnnouncer{}, nil, nil
-	b.loop = NewLoop(Options{
-		Gateway: "gw1", Group: "g1", Resync: time.Hour,
-		Clock: func() time.Time { return b.now }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
-		Store: open(b.t, b.dir), Kernel: b.kernel, Flows: b.flows, Announcer: b.announcer, Audit: b.audit,
-		Views:   func() map[string]View { return b.views },
-		Trouble: func() []plan.Problem { return b.trouble },
-		Sweep:   func() { b.swept++ },
-	})
-	if err := b.loop.restore(context.Background()); err != nil {
-		b.t.Fatal(err)
-	}
-}
-
-// show makes the bus show a confirmed view of c1.
-func (b *bench) show(generation int64, tenants map[string]tenant.Tenant, nodes ...tenant.Node) {
-	b.views = map[string]View{"c1": view(generation, tenants, nodes...)}
-}
-
-// pass makes a pass and returns the steps that it applied to the kernel.
-func (b *bench) pass() (steps []string, ok bool) {
-	before := len(b.kernel.steps)
-	ok = b.loop.pass(context.Background())
-	return b.kernel.steps[before:], ok
-}
-
-func (b *bench) mustPass() []string {
-	b.t.Helper()
-	steps, ok := b.pass()
-	if !ok {
-		b.t.Fatalf("the pass failed: %+v %+v", b.loop.Snapshot().Pass, b.loop.Snapshot().Problems)
-	}
-	return steps
-}
-
-func (b *bench) want(what string, want []string, got []string) {
-	b.t.Helper()
-	if diff := cmp.Diff(strings.Join(want, "\n"), strings.Join(got, "\n")); diff != "" {
-		b.t.Errorf("%s (-want +got)\n%s", what, diff)
-	}
-}
-
-// settled asserts that a pass finds nothing to do.
-func (b *bench) settled() {
-	b.t.Helper()
-	state := b.stateFile()
-	b.want("a second pass applies nothing", nil, b.mustPass())
-	if b.stateFile() != state {
-		b.t.Error("a second pass wrote the disk copy")
-	}
-}
-
-func (b *bench) stateFile() string {
-	info, err := os.Stat(filepath.Join(b.dir, stateName))
-	if err != nil {
-		return err.Error()
-	}
-	return fmt.Sprint(info.ModTime(), info.Sys())
-}
-
-func (b *bench) status(name string) string {
-	st := b.loop.Snapshot().Statuses[Ref{"c1", name}]
-	return strings.TrimSpace(fmt.Sprintf("%v %s/%d %s", st.Programmed, st.UID, st.Generation, st.Reason))
-}
-
-var (
-	blueAddrs = []string{"eg001 192.168.99.13", "enp7s0 192.168.55.13"}
-	bothAddrs = []string{"eg001 192.168.99.13", "eg002 192.168.99.14", "enp7s0 192.168.55.13", "enp7s0 192.168.55.14"}
-)
-
-func blueAndRed() map[string]tenant.Tenant {
-	return map[string]tenant.Tenant{"blue": record("blue", 13), "red": record("red", 14)}
-}
 
 func TestLoopFromNothing(t *testing.T) {
 	b := newBench(t)
@@ -329,89 +222,6 @@ func TestLoopHeldAndConfirmed(t *testing.T) {
 	}
 }
 
-func TestLoopHandMadeDamage(t *testing.T) {
-	damages := map[string]func(*plan.State){
-		"link": func(s *plan.State) {
-			delete(s.Links, "eg001")
-			delete(s.Addrs, plan.Addr{Dev: "eg001", IP: record("b", 13).GatewayIPs[0]})
-		},
-		"egress":  func(s *plan.State) { delete(s.Addrs, plan.Addr{Dev: "enp7s0", IP: record("b", 13).EgressIPs[0]}) },
-		"routes":  func(s *plan.State) { clear(s.Routes) },
-		"guard":   func(s *plan.State) { s.Guard = plan.Guard{} },
-		"chains":  func(s *plan.State) { clear(s.Chains); clear(s.Hooks) },
-		"hooks":   func(s *plan.State) { clear(s.Hooks) },
-		"sysctls": func(s *plan.State) { maps.Copy(s.Sysctls, map[string]string{"net/ipv4/ip_forward": "0"}) },
-	}
-	for name, damage := range damages {
-		t.Run(name, func(t *testing.T) {
-			b := newBench(t)
-			b.show(1, blueAndRed(), node("n1", 0))
-			b.mustPass()
-			damage(&b.kernel.state)
-			if len(b.mustPass()) == 0 {
-				t.Error("not noticed")
-			}
-			b.want("addresses", bothAddrs, b.kernel.addrs())
-			b.want("routes", []string{"10.128.0.0/23 via 192.168.99.20"}, b.kernel.routes())
-			b.settled()
-		})
-	}
-}
-
-// TestLoopCrashAnywhere kills the process after each number of steps of a
-// change that adds, moves and removes. A new life has to reach the same end.
-func TestLoopCrashAnywhere(t *testing.T) {
-	before := many(4)
-	after := with(without(before, "t01"), func(m map[string]tenant.Tenant) {
-		moved := m["t02"]
-		moved.Generation, moved.EgressIPs = 2, record("x", 120).EgressIPs
-		m["t02"] = moved
-		gone := tombstone(m["t03"])
-		m["t03"] = gone
-		m["heir"] = tenantWith(record("heir", 130), before["t03"].EgressIPs[0]) // takes over t03's address
-	})
-	nodes := []tenant.Node{node("n1", 1), node("n3", 2)}
-	build := func(t *testing.T) *bench {
-		b := newBench(t)
-		b.show(1, before, node("n1", 0), node("n2", 1))
-		b.mustPass()
-		return b
-	}
-	reference := build(t)
-	reference.show(2, after, nodes...)
-	steps := len(reference.mustPass())
-	if steps < 20 {
-		t.Fatalf("only %d steps; the change is too small to prove anything", steps)
-	}
-	for k := range steps {
-		b := build(t)
-		b.show(2, after, nodes...)
-		b.kernel.crashAfter = k
-		b.pass()
-		b.kernel.crashAfter = -1
-		b.start() // the bus is not there yet
-		b.mustPass()
-		b.show(2, after, nodes...)
-		b.mustPass()
-		b.want(fmt.Sprintf("addresses after a crash at step %d", k), reference.kernel.addrs(), b.kernel.addrs())
-		b.want(fmt.Sprintf("routes after a crash at step %d", k), reference.kernel.routes(), b.kernel.routes())
-		for _, name := range []string{"t01", "t03"} {
-			if !strings.Contains(strings.Join(b.audit.told(EventRemoved), " "), "removed/uid-"+name+"/1") {
-				t.Errorf("crash at step %d: the removal of %s was never told", k, name)
-			}
-		}
-		b.settled()
-		if t.Failed() {
-			return
-		}
-	}
-}
-
-func tenantWith(t tenant.Tenant, egress netip.Addr) tenant.Tenant {
-	t.EgressIPs = []netip.Addr{egress}
-	return t
-}
-
 func TestLoopProblemsAreToldOnce(t *testing.T) {
 	b := newBench(t)
 	b.trouble = []plan.Problem{{Cluster: "c1", Reason: "Bus", Message: "no heartbeat"}}
@@ -463,4 +273,40 @@ func TestLoopRun(t *testing.T) {
 		t.Error(err)
 	}
 	b.want("a stop leaves the data path", []string{"eg001", "eg002"}, b.kernel.links())
+}
+
+// TestLoopTellsProgrammingOnce: a restart is no news, a reboot is.
+func TestLoopTellsProgrammingOnce(t *testing.T) {
+	b := newBench(t)
+	b.show(1, map[string]tenant.Tenant{"blue": record("blue", 13)})
+	b.mustPass()
+	b.start()
+	b.mustPass()
+	want := []string{"c1/blue programmed/uid-blue/1"}
+	b.want("after a restart", want, b.audit.told(EventProgrammed))
+	b.kernel = newFakeKernel()
+	b.start()
+	b.mustPass()
+	b.want("after a reboot", append(want, want...), b.audit.told(EventProgrammed))
+}
+
+func TestCleanup(t *testing.T) {
+	b := newBench(t)
+	b.show(1, blueAndRed(), node("n1", 0))
+	b.mustPass()
+	b.kernel.failing = "ip link delete eg001"
+	if _, err := Cleanup(context.Background(), b.kernel, b.flows); err == nil {
+		t.Error("a failure is not told")
+	}
+	b.kernel.failing = ""
+	if _, err := Cleanup(context.Background(), b.kernel, b.flows); err != nil {
+		t.Fatal(err)
+	}
+	s := b.kernel.state
+	if len(s.Links)+len(s.Addrs)+len(s.Routes)+len(s.Chains)+len(s.Hooks)+len(s.Guard.Rules) > 0 {
+		t.Errorf("left: %+v", s)
+	}
+	if steps, err := Cleanup(context.Background(), b.kernel, b.flows); err != nil || len(steps) > 0 {
+		t.Errorf("again: %v, %v", steps, err)
+	}
 }

@@ -50,8 +50,10 @@ type Entry struct {
 	Held bool `json:"held,omitempty"`
 	// Adopted marks a tenant that was read back from the kernel because no disk
 	// copy was there; it has no UID, and the next confirmed view replaces it.
-	Adopted bool          `json:"adopted,omitempty"`
-	Record  tenant.Tenant `json:"record"`
+	Adopted bool `json:"adopted,omitempty"`
+	// Told says that the audit knows that this very record was programmed.
+	Told   bool          `json:"told,omitempty"`
+	Record tenant.Tenant `json:"record"`
 }
 
 // Ref names a tenant across clusters.

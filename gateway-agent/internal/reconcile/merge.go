@@ -112,7 +112,8 @@ func (m *Merged) mergeCluster(cluster string, before Cluster, v View, group stri
 		case t.Group != group:
 			m.remove(after, r, ReasonMoved)
 		default:
-			after.Tenants[name] = Entry{Number: old.Number, Record: t}
+			same := old.Record.UID == t.UID && old.Record.Generation == t.Generation
+			after.Tenants[name] = Entry{Number: old.Number, Told: old.Told && same, Record: t}
 		}
 	}
 	for key, err := range v.Bad {

@@ -51,12 +51,13 @@ type result struct {
 	waiting  bool               // something else is missing that a retry may find
 	notSaved bool               // the disk copy is not what the bus asks for
 	steps    int
+	touched  map[string]bool // the tenants that had steps, by TenantID
 }
 
 func (r result) complete() bool { return len(r.failures) == 0 && !r.waiting }
 
 func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
-	res := result{failures: map[string]Failure{}}
+	res := result{failures: map[string]Failure{}, touched: map[string]bool{}}
 	confirmed, err := l.Store.Confirmed()
 	if err != nil {
 		l.Log.Error("the operator's confirmation can not be read; it is ignored", "err", err)
@@ -86,6 +87,9 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 	steps := plan.Diff(want, have)
 	if res.steps = len(steps); res.steps > 0 {
 		l.Log.Info("changing the kernel", "steps", len(steps), "first", steps[0].String())
+	}
+	for _, s := range steps {
+		res.touched[s.Tenant()] = true
 	}
 	l.apply(ctx, steps, &res)
 	l.keepAnnouncing(want, have, res.failures)

@@ -48,7 +48,7 @@ func (s *Snapshot) Counts() (programmed, failed, held int) {
 func (l *Loop) publish(views map[string]View, res result, p Pass) {
 	problems := slices.Concat(l.damaged, res.problems, l.Trouble())
 	statuses := l.statusesOf(res, problems, p.Err)
-	l.tellPrograms(statuses)
+	l.tellPrograms(statuses, res.touched)
 	l.tellProblems(problems)
 	l.statuses = statuses
 	addresses := res.host.Own

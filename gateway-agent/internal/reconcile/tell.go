@@ -41,33 +41,36 @@ type (
 	}
 )
 
-// tellPrograms tells each tenant whose record is programmed now and was not
-// before. After a restart all are told again, with the same ids: better twice
-// than never, should the event have been lost with the process.
-func (l *Loop) tellPrograms(now map[Ref]tenant.Status) {
+// tellPrograms tells each tenant whose record was programmed by this pass, or
+// is programmed and was never told: a crash may have come in between.
+func (l *Loop) tellPrograms(now map[Ref]tenant.Status, touched map[string]bool) {
 	var events []Event
 	for _, r := range l.memory.Refs() {
-		st, before := now[r], l.statuses[r]
-		same := before.Programmed == st.Programmed && before.UID == st.UID && before.Generation == st.Generation
-		if same && before.Reason == st.Reason {
-			continue
-		}
-		if !st.Programmed {
-			l.Log.Warn("tenant is not programmed", "tenant", r.String(), "reason", st.Reason, "err", st.Message)
-			continue
-		}
-		if same || st.UID == "" {
-			continue // only its reason changed, or it is adopted and has no name yet
-		}
 		e, _ := l.memory.Entry(r)
+		st, before := now[r], l.statuses[r]
+		known := before.UID == st.UID && before.Generation == st.Generation
+		switch {
+		case !st.Programmed:
+			if !known || before.Programmed || before.Reason != st.Reason {
+				l.Log.Warn("tenant is not programmed", "tenant", r.String(), "reason", st.Reason, "err", st.Message)
+			}
+			continue
+		case e.Adopted, e.Told && !(touched[r.String()] && !(known && before.Programmed)):
+			continue
+		}
 		l.Log.Info("tenant is programmed", "tenant", r.String(), "number", e.Number, "generation", st.Generation,
 			"gateway_ips", e.Record.GatewayIPs, "egress_ips", e.Record.EgressIPs)
 		events = append(events, Event{
 			Cluster: r.Cluster, Kind: EventProgrammed, Subject: "tenant/" + r.Name, ID: fmt.Sprintf("programmed/%s/%d", st.UID, st.Generation),
 			Data: programmedData{l.Gateway, st.UID, st.Generation, e.Record.Namespaces, e.Record.GatewayIPs, e.Record.EgressIPs},
 		})
+		e.Told = true
+		l.memory.Clusters[r.Cluster].Tenants[r.Name] = e
 	}
-	l.tell(events...)
+	if len(events) > 0 {
+		l.tell(events...)
+		l.saveAgain()
+	}
 }
 
 // tellRemovals tells the departing tenants of which nothing is left, and
@@ -91,6 +94,12 @@ func (l *Loop) tellRemovals(failures map[string]Failure) {
 	}
 	l.tell(events...)
 	l.memory.Departing = still
+	l.saveAgain()
+}
+
+// saveAgain keeps what has been told. If the disk does not take it, it is told
+// once more after a restart.
+func (l *Loop) saveAgain() {
 	if _, err := l.Store.Save(l.memory); err != nil {
 		l.Log.Warn("the disk copy could not be written; the next pass tries again", "err", err)
 	}
