@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -33,7 +34,7 @@ func (r report) print(w io.Writer) error {
 	})
 	table(&b, "Tenants", "TENANT\tGATEWAY IPS\tEGRESS IPS\tPACKETS\tBYTES\tNOTE", len(r.Tenants), func(i int) string {
 		t := r.Tenants[i]
-		note := ""
+		note := "-"
 		if t.Held {
 			note = "HELD"
 		}
@@ -45,7 +46,7 @@ func (r report) print(w io.Writer) error {
 	})
 	table(&b, "Return routes (pod subnets)", "SUBNET\tVIA\tDEV\tNODE", len(r.Routes), func(i int) string {
 		t := r.Routes[i]
-		return fmt.Sprintf("%s\t%s\t%s\t%s", t.Subnet, t.Via, t.Dev, t.Node)
+		return fmt.Sprintf("%s\t%s\t%s\t%s", t.Subnet, t.Via, t.Dev, cmp.Or(t.Node, "-"))
 	})
 	table(&b, "Guards", "DROPPED\tWHAT", len(r.Guards), func(i int) string {
 		return fmt.Sprintf("%d\t%s", r.Guards[i].Packets, r.Guards[i].What)
