@@ -21,6 +21,10 @@ import (
 // envPrefix begins the name of each environment variable that is ours.
 const envPrefix = "GATEWAY"
 
+// minResync keeps a slip of the unit from making the agent look at nothing but
+// the kernel.
+const minResync = 100 * time.Millisecond
+
 // Config is the whole configuration, read from GATEWAY_* once at start. The
 // tags are the only place where names, meanings and defaults stand: --help is
 // printed from them.
@@ -97,8 +101,8 @@ func (c Config) validate() []error {
 			wrong(variable, dir, "want an absolute path")
 		}
 	}
-	if c.Resync < time.Second || c.Resync > time.Hour {
-		wrong("RESYNC", c.Resync.String(), "want 1s to 1h, e.g. 30s")
+	if c.Resync < minResync || c.Resync > time.Hour {
+		wrong("RESYNC", c.Resync.String(), "want 100ms to 1h, e.g. 30s")
 	}
 	if _, port, err := net.SplitHostPort(c.Listen); err != nil || !isPort(port) {
 		wrong("LISTEN", c.Listen, "want host:port, e.g. 127.0.0.1:9809")

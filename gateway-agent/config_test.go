@@ -75,7 +75,7 @@ func TestConfigEveryVariable(t *testing.T) {
 		"MARK_MASK":   {"0xffff0", func(c Config) bool { return c.MarkMask == 0xffff0 }, map[string]string{"0xff": "12 or more bits", "0xf0ff0000": "without a gap", "many": "want a number"}, nil},
 		"STATE_DIR":   {"/srv/eg", func(c Config) bool { return c.StateDir == "/srv/eg" }, map[string]string{"var/lib": "absolute"}, nil},
 		"SYSCTL_ROOT": {"/host/proc/sys", func(c Config) bool { return c.SysctlRoot == "/host/proc/sys" }, map[string]string{"proc": "absolute"}, nil},
-		"RESYNC":      {"2m", func(c Config) bool { return c.Resync == 2*time.Minute }, map[string]string{"10ms": "1s to 1h", "thirty": "want a duration", "30": "want a duration"}, nil},
+		"RESYNC":      {"2m", func(c Config) bool { return c.Resync == 2*time.Minute }, map[string]string{"10ms": "100ms to 1h", "thirty": "want a duration", "30": "want a duration"}, nil},
 		"LISTEN":      {":9000", func(c Config) bool { return c.Listen == ":9000" }, map[string]string{"9000": "host:port", "a:b": "host:port"}, nil},
 		"LOG_LEVEL":   {"debug", func(c Config) bool { return c.LogLevel == "debug" }, map[string]string{"loud": "debug, info, warn or error"}, nil},
 		"LOG_FORMAT":  {"text", func(c Config) bool { return c.LogFormat == "text" }, map[string]string{"xml": "json or text"}, nil},

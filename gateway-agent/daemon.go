@@ -26,6 +26,7 @@ import (
 
 const (
 	summaryEvery = 5 * time.Second
+	checkEvery   = 30 * time.Second
 	flushTimeout = 2 * time.Second // for the last audit events
 	// liveGrace is how much longer than the resync a pass may take before the
 	// process counts as stuck.
@@ -118,7 +119,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		return nil, fmt.Errorf("audit spool: %w", err)
 	}
 	m := newMetrics(version)
-	checks := &laterChecks{kernel: k, every: c.Resync}
+	checks := &laterChecks{kernel: k, every: checkEvery}
 	a.loop = reconcile.NewLoop(reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
 		Store: store, Kernel: kernelAdapter{k}, Flows: a.flows, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
