@@ -301,8 +301,12 @@ func (f *Follower) refusal(c *cluster, before View) (err error, passing bool) {
 	return nil, false
 }
 
-// report brings Problems up to date.
+// report brings Problems up to date, but not while the bucket is being read
+// anew: what is wrong with it will show again, and has not come and gone.
 func (f *Follower) report() {
+	if !f.isLoaded && f.cut == nil {
+		return
+	}
 	now := f.clock()
 	var list []Problem
 	add := func(key string, err error) { list = append(list, Problem{Key: key, Since: now, Err: err}) }

@@ -19,15 +19,18 @@ type reader struct {
 	queue   *queue
 	created time.Time // of the bucket
 
-	initial  uint64 // messages to come before everything was read once
-	received uint64 // also the consumer sequence of the last message
-	pending  uint64 // messages still to come when the last one was sent
-	seen     uint64 // highest stream sequence known to be behind us
-	keys     uint64 // of the whole bucket at the last poll
-	due      uint64 // stream sequence that must be behind us at the next poll
+	initial  uint64          // messages to come before everything was read once
+	received uint64          // also the consumer sequence of the last message
+	pending  uint64          // messages still to come when the last one was sent
+	seen     uint64          // highest stream sequence known to be behind us
+	names    map[string]bool // keys that were read, gone ones included
 	progress time.Time
 
+	polls      chan pollResult
+	polling    bool
 	pollErrors int
+	keys       uint64 // of the whole bucket at the last poll
+	due        uint64 // stream sequence that must be behind us at the next poll
 }
 
 // open creates the consumer. Only this session uses it: it acknowledges nothing,
@@ -45,7 +48,8 @@ func (w *watcher) open(ctx context.Context, created time.Time) (*reader, error) 
 	if err != nil {
 		return nil, fmt.Errorf("read bucket %s: %w", w.bucket, err)
 	}
-	r := &reader{w: w, cons: cons, queue: newQueue(), created: created, progress: time.Now()}
+	r := &reader{w: w, cons: cons, queue: newQueue(), created: created, progress: time.Now(),
+		names: map[string]bool{}, polls: make(chan pollResult, 1)}
 	r.initial = cons.CachedInfo().NumPending
 	r.pending = r.initial
 	r.consume, err = cons.Consume(r.queue.push,
@@ -95,6 +99,7 @@ func (r *reader) take() ([]entry, error) {
 		r.received, r.pending = md.Sequence.Consumer, md.NumPending
 		r.seen = max(r.seen, md.Sequence.Stream)
 		r.progress = time.Now()
+		r.names[key] = true
 		e := entry{key: key, rev: md.Sequence.Stream, time: md.Timestamp, gone: gone(m.Headers())}
 		if !e.gone {
 			e.value = m.Data()

@@ -197,8 +197,12 @@ func (f *StatusFollower) tick() {
 	}
 }
 
-// report brings Problems up to date.
+// report brings Problems up to date, but not while the bucket is being read
+// anew.
 func (f *StatusFollower) report() {
+	if !f.isLoaded && f.cut == nil {
+		return
+	}
 	now := f.opts.Clock()
 	var list []Problem
 	if f.cut != nil {

@@ -130,8 +130,8 @@ func (w *watcher) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if errors.Is(err, errRefresh) {
-			continue
+		if errors.Is(err, errRefresh) || errors.Is(err, errShrunk) {
+			continue // nothing is wrong, or not yet
 		}
 		w.log.Debug("reading the bucket begins anew", "bucket", w.bucket, "err", err)
 		w.feed.lost(err)
@@ -221,8 +221,6 @@ func (w *watcher) session(ctx context.Context) (loaded bool, err error) {
 
 // follow is the life of a session.
 func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream, changed <-chan struct{}) (loaded bool, err error) {
-	polls := make(chan pollResult)
-	go poll(ctx, w.conn, stream, polls)
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	age := newOptionalTimer(w.rebuild)
@@ -249,12 +247,13 @@ func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream
 			if err != nil {
 				return loaded, err
 			}
-		case p := <-polls:
+		case p := <-r.polls:
 			if err := w.judge(r, p); err != nil {
 				return loaded, err
 			}
 		case <-tick.C:
 			w.feed.tick()
+			w.poll(ctx, r, stream)
 			if !loaded && time.Since(r.progress) > stallAfter {
 				return false, errStalled
 			}
@@ -262,9 +261,33 @@ func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream
 	}
 }
 
-// judge decides from a bucket's own account of itself whether the session still
-// hears everything.
+// pollResult is a bucket's account of itself, and what was known when it was
+// asked for.
+type pollResult struct {
+	info *jetstream.StreamInfo
+	err  error
+	seen uint64
+	keys int
+}
+
+// poll asks the bucket for its account; the answer comes on r.polls. At most one
+// question is under way.
+func (w *watcher) poll(ctx context.Context, r *reader, stream jetstream.Stream) {
+	if r.polling {
+		return
+	}
+	r.polling = true
+	p := pollResult{seen: r.seen, keys: len(r.names)}
+	go func() {
+		p.info, p.err = request(ctx, w.conn, func(ctx context.Context) (*jetstream.StreamInfo, error) { return stream.Info(ctx) })
+		r.polls <- p // has room for the one
+	}()
+}
+
+// judge decides from a bucket's account whether the session still hears
+// everything.
 func (w *watcher) judge(r *reader, p pollResult) error {
+	r.polling = false
 	if p.err != nil {
 		r.pollErrors++
 		if isMissing(p.err) || r.pollErrors >= maxPollErrors {
@@ -273,13 +296,13 @@ func (w *watcher) judge(r *reader, p pollResult) error {
 		return nil
 	}
 	r.pollErrors = 0
-	last := p.info.State.LastSeq
+	state := p.info.State
 	switch {
 	case !p.info.Created.Equal(r.created):
 		return errRecreated
-	case last < r.seen:
+	case state.LastSeq < p.seen:
 		return errWiped
-	case p.info.State.NumSubjects < r.keys:
+	case state.NumSubjects < max(r.keys, uint64(p.keys)):
 		// Purged by an administrator, which readers are not told; or markers
 		// expired, and reading anew costs little.
 		return errShrunk
@@ -287,36 +310,12 @@ func (w *watcher) judge(r *reader, p pollResult) error {
 		// It was there a whole poll ago, and is not here yet.
 		return errDeaf
 	}
-	r.keys = p.info.State.NumSubjects
+	r.keys = state.NumSubjects
 	r.due = w.expected.Load()
 	if w.filter == ">" {
-		r.due = max(r.due, last)
+		r.due = max(r.due, state.LastSeq)
 	}
 	return nil
-}
-
-type pollResult struct {
-	info *jetstream.StreamInfo
-	err  error
-}
-
-// poll asks for the stream's state once per period until ctx ends.
-func poll(ctx context.Context, c *Conn, stream jetstream.Stream, out chan<- pollResult) {
-	t := time.NewTicker(pollEvery)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-t.C:
-		}
-		info, err := request(ctx, c, func(ctx context.Context) (*jetstream.StreamInfo, error) { return stream.Info(ctx) })
-		select {
-		case out <- pollResult{info, err}:
-		case <-ctx.Done():
-			return
-		}
-	}
 }
 
 func streamOf(bucket string) string { return streamPrefix + bucket }
