@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -65,6 +66,11 @@ func (t Tenant) Validate() error {
 		errs = append(errs, errors.New("no gateway IP"))
 	}
 	errs = append(errs, addresses("gatewayIPs", t.GatewayIPs, 1), addresses("egressIPs", t.EgressIPs, maxList))
+	for _, a := range t.EgressIPs {
+		if slices.Contains(t.GatewayIPs, a) {
+			errs = append(errs, fmt.Errorf("%s is both a gateway IP and an egress IP", a))
+		}
+	}
 	for _, f := range []Family{IPv4, IPv6} {
 		g, e := len(f.Addrs(t.GatewayIPs)), len(f.Addrs(t.EgressIPs))
 		if (g == 0) != (e == 0) {
@@ -79,6 +85,14 @@ func (n Node) Validate() error {
 	errs := []error{schemaError(n.Schema), identity(n.Cluster, n.Name), addresses("addresses", n.Addresses, 1)}
 	if err := prefixes("subnets", n.Subnets); err != nil {
 		errs = append(errs, err)
+	}
+	for _, p := range n.Subnets {
+		for _, a := range n.Addresses {
+			if p.Contains(a) {
+				// The route would take the network that the next hop is on.
+				errs = append(errs, fmt.Errorf("subnets: %s holds the node's own address %s", p, a))
+			}
+		}
 	}
 	return errors.Join(errs...)
 }
