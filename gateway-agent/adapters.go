@@ -4,8 +4,12 @@ package main
 
 import (
 	"context"
+	"net/netip"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"egress-gateway.io/gateway-agent/internal/announce"
+	"egress-gateway.io/gateway-agent/internal/flows"
 	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
@@ -23,6 +27,29 @@ func (k kernelAdapter) Apply(ctx context.Context, steps []plan.Step) []reconcile
 		out = append(out, reconcile.Failure(f))
 	}
 	return out
+}
+
+// countedFlows counts what is deleted, for the metrics.
+type countedFlows struct {
+	*flows.Flows
+	deleted prometheus.Counter
+}
+
+func (f countedFlows) count(n int, err error) (int, error) {
+	f.deleted.Add(float64(n))
+	return n, err
+}
+
+func (f countedFlows) DeleteByEgressIP(ctx context.Context, addr netip.Addr, keepMark, mask uint32) (int, error) {
+	return f.count(f.Flows.DeleteByEgressIP(ctx, addr, keepMark, mask))
+}
+
+func (f countedFlows) DeleteByMark(ctx context.Context, mark, mask uint32) (int, error) {
+	return f.count(f.Flows.DeleteByMark(ctx, mark, mask))
+}
+
+func (f countedFlows) DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (int, error) {
+	return f.count(f.Flows.DeleteUntranslated(ctx, pods))
 }
 
 type announceAdapter struct{ *announce.Announcer }

@@ -119,16 +119,17 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		return nil, fmt.Errorf("audit spool: %w", err)
 	}
 	m := newMetrics(version)
+	conns := countedFlows{a.flows, m.flushed}
 	checks := &laterChecks{kernel: k, every: checkEvery}
 	a.loop = reconcile.NewLoop(reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
-		Store: store, Kernel: kernelAdapter{k}, Flows: a.flows, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
+		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
 		Views:   func() map[string]reconcile.View { return viewsOf(a.follower) },
 		Trouble: func() []plan.Problem { return slices.Concat(checks.problems(ctx), troubleOf(a.follower)) },
 		Sweep:   a.sweep.Poke,
 		OnPass:  func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
 	})
-	a.sweeper = reconcile.Sweeper{Flows: a.flows, Audit: auditAdapter{a.audit}, Log: log, Snapshot: a.loop.Snapshot}
+	a.sweeper = reconcile.Sweeper{Flows: conns, Audit: auditAdapter{a.audit}, Log: log, Snapshot: a.loop.Snapshot}
 	a.reporter = reconcile.Reporter{
 		Gateway: c.Name, Group: c.Group, Version: version, Every: summaryEvery, Clock: time.Now, Log: log,
 		Snapshot: a.loop.Snapshot, Statuses: statusAdapter{a.status},
@@ -142,10 +143,10 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 // live fails if the loop does not turn over. NATS does not matter here.
 func (a *agent) live() error {
 	s := a.loop.Snapshot()
-	if s.Began.IsZero() {
+	if s.Pass.Began.IsZero() {
 		return nil // the first pass is under way; its end is what ready waits for
 	}
-	if age := time.Since(s.Began); age > a.config.Resync+s.Pass.Duration+liveGrace {
+	if age := time.Since(s.Pass.Began); age > a.config.Resync+s.Pass.Duration+liveGrace {
 		return fmt.Errorf("the last pass began %s ago", age.Round(time.Second))
 	}
 	return nil
@@ -155,7 +156,7 @@ func (a *agent) live() error {
 // it was applied.
 func (a *agent) ready() error {
 	switch s := a.loop.Snapshot(); {
-	case s.Began.IsZero():
+	case s.Pass.Began.IsZero():
 		return errors.New("the first pass is not done")
 	case s.Pass.Err != nil:
 		return s.Pass.Err

@@ -21,6 +21,7 @@ type metrics struct {
 	passes   *prometheus.CounterVec
 	duration prometheus.Histogram
 	steps    prometheus.Counter
+	flushed  prometheus.Counter
 	build    prometheus.Gauge
 }
 
@@ -32,6 +33,8 @@ func newMetrics(version string) *metrics {
 			Name: "egress_reconcile_duration_seconds", Help: "Duration of a pass.", Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}),
 		steps: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "egress_reconcile_steps_total", Help: "Changes made to the kernel."}),
+		flushed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "egress_conntrack_flushed_total", Help: "Connections that were ended because they would have had a wrong source."}),
 		build: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "egress_build_info", Help: "Always 1.", ConstLabels: prometheus.Labels{"version": version}}),
 	}
@@ -50,7 +53,7 @@ func (m *metrics) observe(p reconcile.Pass) {
 }
 
 func (m *metrics) register(r *prometheus.Registry, s scraped) {
-	r.MustRegister(m.passes, m.duration, m.steps, m.build, s,
+	r.MustRegister(m.passes, m.duration, m.steps, m.flushed, m.build, s,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }
 
@@ -88,8 +91,8 @@ func (s scraped) Collect(out chan<- prometheus.Metric) {
 	gauge("egress_audit_spool_events", "Audit events that NATS has not acknowledged yet.", float64(s.audit.Pending()))
 	out <- prometheus.MustNewConstMetric(describe("egress_audit_dropped_total", "Audit events that were lost: the spool was full or damaged."),
 		prometheus.CounterValue, float64(s.audit.Dropped()))
-	if !snap.Began.IsZero() {
-		gauge("egress_gateway_last_pass_timestamp_seconds", "When the last pass of the loop began.", float64(snap.Began.UnixMilli())/1000)
+	if !snap.Pass.Began.IsZero() {
+		gauge("egress_gateway_last_pass_timestamp_seconds", "When the last pass of the loop began.", float64(snap.Pass.Began.UnixMilli())/1000)
 	}
 	s.collectClusters(out, snap)
 	s.collectTraffic(out, snap)

@@ -49,6 +49,7 @@ type Options struct {
 
 // Pass tells what one pass did.
 type Pass struct {
+	Began    time.Time
 	Duration time.Duration
 	Steps    int
 	Failures int

@@ -4,6 +4,7 @@ package reconcile
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -168,8 +169,10 @@ func TestLoopInternalNICLosesItsAddress(t *testing.T) {
 	b.show(1, blueAndRed(), node("n1", 0))
 	b.mustPass()
 	onLink := b.kernel.host.OnLink
-	b.kernel.host.OnLink = nil
-	b.want("nothing is torn down", nil, b.mustPass())
+	for _, now := range [][]netip.Prefix{nil, {netip.MustParsePrefix("169.254.0.0/16")}} {
+		b.kernel.host.OnLink = now
+		b.want("nothing is torn down", nil, b.mustPass())
+	}
 	if len(b.loop.Snapshot().Problems) != 1 {
 		t.Errorf("problems: %v", b.loop.Snapshot().Problems)
 	}

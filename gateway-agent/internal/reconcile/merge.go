@@ -28,6 +28,7 @@ const (
 	ReasonMoved       = "MovedToOtherGroup" // the record names another group
 	ReasonConfirmed   = "RemovalConfirmed"  // a held tenant, let go by the operator
 	ReasonSuperseded  = "AddressReassigned" // a stale tenant whose address another one has now
+	ReasonReplaced    = "Replaced"          // deleted and made anew, with the same name
 	ReasonHeld        = "RemovalHeld"       // missing, but kept
 	ReasonBadRecord   = "BadRecord"         // not decodable
 	ReasonOldSnapshot = "SnapshotOlder"     // an older generation than the applied one
@@ -35,10 +36,8 @@ const (
 
 // Merged is the result of Merge. Its lists are sorted.
 type Merged struct {
+	// Memory is what to serve. What was taken away is among its Departing.
 	Memory Memory
-	// Removed are the tenants that this very merge took away; they are among
-	// Memory.Departing too.
-	Removed []Removal
 	// Held are the tenants that became held by this very merge.
 	Held []Ref
 	// Refused are records and snapshots that were not taken, with the reason.
@@ -112,6 +111,9 @@ func (m *Merged) mergeCluster(cluster string, before Cluster, v View, group stri
 		case t.Group != group:
 			m.remove(after, r, ReasonMoved)
 		default:
+			if old.Record.UID != t.UID && !old.Adopted {
+				m.remove(after, r, ReasonReplaced) // another one of the same name
+			}
 			same := old.Record.UID == t.UID && old.Record.Generation == t.Generation
 			after.Tenants[name] = Entry{Number: old.Number, Told: old.Told && same, Record: t}
 		}
@@ -234,9 +236,9 @@ func (m *Merged) remove(c Cluster, r Ref, reason string) {
 		return
 	}
 	delete(c.Tenants, r.Name)
-	gone := Removal{Ref: r, UID: e.Record.UID, Generation: e.Record.Generation, EgressIPs: e.Record.EgressIPs, Reason: reason}
-	m.Removed = append(m.Removed, gone)
-	m.Memory.Departing = append(m.Memory.Departing, gone)
+	m.Memory.Departing = append(m.Memory.Departing, Removal{
+		Ref: r, UID: e.Record.UID, Generation: e.Record.Generation, EgressIPs: e.Record.EgressIPs, Reason: reason,
+	})
 	m.Held = slices.DeleteFunc(m.Held, func(h Ref) bool { return h == r })
 }
 
@@ -244,7 +246,7 @@ func (m *Merged) refuse(p plan.Problem) { m.Refused = append(m.Refused, p) }
 
 func (m *Merged) sort() {
 	slices.SortFunc(m.Held, compareRefs)
-	slices.SortFunc(m.Removed, func(a, b Removal) int { return compareRefs(a.Ref, b.Ref) })
+	slices.SortStableFunc(m.Memory.Departing, func(a, b Removal) int { return compareRefs(a.Ref, b.Ref) })
 	slices.SortFunc(m.Refused, func(a, b plan.Problem) int {
 		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.Node, b.Node))
 	})

@@ -103,10 +103,8 @@ func outcomeOf(m Merged) outcome {
 		}
 		o.Serves = append(o.Serves, s)
 	}
-	for _, name := range sortedKeys(c.Nodes) {
-		o.Nodes = append(o.Nodes, name)
-	}
-	for _, r := range m.Removed {
+	o.Nodes = sortedKeys(c.Nodes)
+	for _, r := range m.Memory.Departing {
 		o.Removed = append(o.Removed, r.Name+":"+r.Reason)
 	}
 	for _, r := range m.Held {
@@ -144,6 +142,8 @@ func TestMergeOneCluster(t *testing.T) {
 			outcome{Serves: []string{"red#2"}, Removed: []string{"blue:Released"}, Generation: 8}},
 		{"tombstone of an unknown tenant is nothing", remember(7, without(both, "blue")), view(8, with(both, func(m map[string]tenant.Tenant) { m["blue"] = tombstone(blue) })), nil,
 			outcome{Serves: []string{"red#1"}, Generation: 8}},
+		{"another tenant of the same name replaces", remember(7, both), view(8, with(both, func(m map[string]tenant.Tenant) { b := blue; b.UID = "uid-new"; m["blue"] = b })), nil,
+			outcome{Serves: []string{"blue#1", "red#2"}, Removed: []string{"blue:Replaced"}, Generation: 8}},
 		{"a missing record removes", remember(7, both), view(8, without(both, "blue")), nil,
 			outcome{Serves: []string{"red#2"}, Removed: []string{"blue:RecordGone"}, Generation: 8}},
 		{"another group removes", remember(7, both), view(8, with(both, func(m map[string]tenant.Tenant) { b := blue; b.Group = "g2"; m["blue"] = b })), nil,
@@ -193,10 +193,10 @@ func TestMergeMassRemoval(t *testing.T) {
 			prev := remember(1, all, node("n1", 0))
 			m := Merge(prev, map[string]View{"c1": view(2, without(all, gone...))}, "g1", nil)
 			if got, want := len(m.Held) == tt.missing, tt.held; got != want {
-				t.Errorf("held %v, removed %d", m.Held, len(m.Removed))
+				t.Errorf("held %v, removed %d", m.Held, len(m.Memory.Departing))
 			}
-			if tt.held == (len(m.Removed) > 0) {
-				t.Errorf("held %d and removed %d at once", len(m.Held), len(m.Removed))
+			if tt.held == (len(m.Memory.Departing) > 0) {
+				t.Errorf("held %d and removed %d at once", len(m.Held), len(m.Memory.Departing))
 			}
 			if _, kept := m.Memory.Clusters["c1"].Nodes["n1"]; kept != tt.held {
 				t.Errorf("node kept: %v; a held tenant needs the way back to its pods, others do not", kept)
@@ -207,8 +207,8 @@ func TestMergeMassRemoval(t *testing.T) {
 
 func TestMergeFewTenants(t *testing.T) {
 	five, six := many(5), many(6)
-	if m := Merge(remember(1, five), map[string]View{"c1": view(2, nil)}, "g1", nil); len(m.Removed) != 5 {
-		t.Errorf("5 of 5: removed %d, want 5", len(m.Removed))
+	if m := Merge(remember(1, five), map[string]View{"c1": view(2, nil)}, "g1", nil); len(m.Memory.Departing) != 5 {
+		t.Errorf("5 of 5: removed %d, want 5", len(m.Memory.Departing))
 	}
 	if m := Merge(remember(1, six), map[string]View{"c1": view(2, nil)}, "g1", nil); len(m.Held) != 6 {
 		t.Errorf("6 of 6: held %d, want 6", len(m.Held))
@@ -232,6 +232,7 @@ func TestMergeHeldStory(t *testing.T) {
 			t.Fatalf("%s (-want +got)\n%s", what, diff)
 		}
 		mem = m.Memory
+		mem.Departing = nil // told
 	}
 	step("six return, the others stay held", view(3, without(all, "t07", "t08", "t09", "t10")), nil, outcome{
 		Serves: []string{"t01#1", "t02#2", "t03#3", "t04#4", "t05#5", "t06#6", "t07#7(held)", "t08#8(held)", "t09#9(held)", "t10#10(held)"}})
@@ -256,8 +257,8 @@ func TestMergeSmallPortions(t *testing.T) {
 	keys := sortedKeys(all)
 	mem := Merge(remember(1, all), map[string]View{"c1": view(2, without(all, keys[:6]...))}, "g1", nil).Memory
 	m := Merge(mem, map[string]View{"c1": view(3, without(all, keys...))}, "g1", nil)
-	if len(m.Removed) != 0 || len(m.Held) != 4 {
-		t.Errorf("removed %v, newly held %v; want the last four held too", m.Removed, m.Held)
+	if len(m.Memory.Departing) != 0 || len(m.Held) != 4 {
+		t.Errorf("removed %v, newly held %v; want the last four held too", m.Memory.Departing, m.Held)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
@@ -35,7 +36,7 @@ func (l *Loop) pass(ctx context.Context) bool {
 	if err != nil {
 		l.Log.Error("pass failed", "err", err)
 	}
-	p := Pass{Duration: l.Clock().Sub(began), Steps: result.steps, Failures: len(result.failures), Err: err}
+	p := Pass{Began: began, Duration: l.Clock().Sub(began), Steps: result.steps, Failures: len(result.failures), Err: err}
 	l.publish(views, result, p)
 	if l.OnPass != nil {
 		l.OnPass(p)
@@ -49,7 +50,6 @@ type result struct {
 	problems []plan.Problem
 	failures map[string]Failure // first failure by TenantID; "" is the host
 	waiting  bool               // something else is missing that a retry may find
-	notSaved bool               // the disk copy is not what the bus asks for
 	steps    int
 	touched  map[string]bool // the tenants that had steps, by TenantID
 }
@@ -60,7 +60,8 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 	res := result{failures: map[string]Failure{}, touched: map[string]bool{}}
 	confirmed, err := l.Store.Confirmed()
 	if err != nil {
-		l.Log.Error("the operator's confirmation can not be read; it is ignored", "err", err)
+		l.Log.Error("the operator's confirmation can not be read; it is dropped", "err", err)
+		confirmed = map[Ref]string{}
 	}
 	if res.host, err = l.Kernel.Facts(ctx); err != nil {
 		return res, fmt.Errorf("read the host: %w", err)
@@ -100,6 +101,8 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 // rememberOnLink keeps the subnets of the internal NIC while it has none: a NIC
 // that loses its address for a moment must not take all tenants down.
 func (l *Loop) rememberOnLink(res *result) {
+	// A NIC that waits for DHCP may have given itself an address meanwhile.
+	res.host.OnLink = slices.DeleteFunc(slices.Clone(res.host.OnLink), func(p netip.Prefix) bool { return p.Addr().IsLinkLocalUnicast() })
 	for _, f := range tenant.Families() {
 		if len(f.Prefixes(res.host.OnLink)) > 0 || len(f.Prefixes(l.onLink)) == 0 {
 			continue
@@ -127,7 +130,7 @@ func (l *Loop) save(merged Merged, confirmed bool, res *result) bool {
 			l.Log.Error("the disk copy could not be written; changes wait until it can", "err", err)
 			res.problems = append(res.problems, plan.Problem{Reason: ReasonNotSaved,
 				Message: err.Error() + "; changes are not programmed until the state directory is writable again"})
-			res.waiting, res.notSaved = true, true
+			res.waiting = true
 			return false
 		}
 	}

@@ -38,7 +38,7 @@ func (r Reporter) Run(ctx context.Context, due <-chan struct{}) error {
 		case <-ticker.C:
 		}
 		s := r.Snapshot()
-		if s.Began.IsZero() {
+		if s.Pass.Began.IsZero() {
 			continue
 		}
 		err := r.report(ctx, s)

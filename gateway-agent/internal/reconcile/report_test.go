@@ -139,7 +139,7 @@ func TestReporterRun(t *testing.T) {
 		if bucket.count() != 0 {
 			t.Error("reported before the first pass: that would withdraw what an earlier life reported")
 		}
-		snap = &Snapshot{Began: time.Now(), Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.12")}}
+		snap = &Snapshot{Pass: Pass{Began: time.Now()}, Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.12")}}
 		due <- struct{}{}
 		synctest.Wait()
 		if bucket.count() != 1 {

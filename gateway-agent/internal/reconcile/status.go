@@ -13,9 +13,8 @@ import (
 
 // Snapshot is what the loop knew after its last pass. It must not be changed.
 type Snapshot struct {
-	// Began tells when the last pass began; zero before the first.
-	Began time.Time
-	Pass  Pass
+	// Pass is the last one; its Began is zero before the first.
+	Pass Pass
 	// Known says that there is something to serve from: a disk copy, or a
 	// confirmed view. Without it the gateway is not ready.
 	Known    bool
@@ -56,7 +55,7 @@ func (l *Loop) publish(views map[string]View, res result, p Pass) {
 		addresses = l.Snapshot().Addresses
 	}
 	snap := &Snapshot{
-		Began: l.Clock().Add(-p.Duration), Pass: p, Known: l.onDisk, Memory: l.memory.clone(), Statuses: statuses,
+		Pass: p, Known: l.onDisk, Memory: l.memory.clone(), Statuses: statuses,
 		Problems: problems, Addresses: addresses, Heartbeats: map[string]time.Time{},
 	}
 	for cluster, v := range views {
