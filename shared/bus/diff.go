@@ -173,9 +173,10 @@ func (w *Writer) lost(err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.mirror.loaded = false
+	news := isMissing(err) && !w.absent
 	w.absent = isMissing(err)
 	w.wakeUp()
-	if w.absent {
+	if news {
 		poke(w.changed)
 	}
 }
@@ -185,7 +186,7 @@ func (w *Writer) lost(err error) {
 func (w *Writer) tick() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.due {
+	if w.due && (w.mirror.loaded || w.absent) {
 		w.due = false
 		poke(w.changed)
 	}

@@ -63,6 +63,7 @@ func TestServerWiped(t *testing.T) {
 	if got := live(f.Views()["c1"]); len(got) != 20 {
 		t.Fatalf("an empty server removed tenants: %d left", len(got))
 	}
+	eventually(t, "the writer's connection", w.conn.Connected)
 	res := syncNow(t, w, aState("c1", 19)) // creates the bucket, and writes all
 	if res.Written != 21 || res.Generation <= before.Generation {
 		t.Fatalf("%+v after %+v", res, before)
