@@ -66,8 +66,6 @@ type cluster struct {
 	bad    error // why ready or the heartbeat can not be read
 	dirty  bool  // something changed since it was last judged
 
-	readyRev, lastRev uint64 // revisions of Ready and of the newest record
-
 	refused error     // why it was not confirmed
 	passing bool      // the next few writes are likely to lift the refusal
 	since   time.Time // when it was first refused
@@ -135,9 +133,15 @@ func (f *Follower) apply(batch []entry) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, e := range batch {
-		f.store(e)
+		// Ready closes a batch of writes: here, and not at the end of what has
+		// come so far, it fits what was written. Other changes wait for the
+		// next Ready record or tick, since a hash over thousands of records is
+		// not worth computing between the writes of a batch.
+		if c := f.store(e); c != "" && f.isLoaded {
+			f.judgeCluster(c, f.clusters[c])
+		}
 	}
-	f.judge(false)
+	f.report()
 }
 
 // loaded implements feed.
@@ -149,7 +153,7 @@ func (f *Follower) loaded() {
 	for name := range f.views {
 		f.cluster(name)
 	}
-	f.judge(true)
+	f.judge()
 }
 
 // lost implements feed.
@@ -170,7 +174,7 @@ func (f *Follower) tick() {
 			f.watch.refresh()
 		}
 	}
-	f.judge(true)
+	f.judge()
 }
 
 func (f *Follower) cluster(name string) *cluster {
@@ -182,8 +186,9 @@ func (f *Follower) cluster(name string) *cluster {
 	return c
 }
 
-// store takes one write into the session's copy of the bucket.
-func (f *Follower) store(e entry) {
+// store takes one write into the session's copy of the bucket. It returns the
+// cluster's name if it was its Ready record.
+func (f *Follower) store(e entry) (ready string) {
 	key, err := tenant.ParseKey(e.key)
 	if err != nil {
 		if e.gone {
@@ -191,29 +196,30 @@ func (f *Follower) store(e entry) {
 		} else {
 			f.garbage[e.key] = err
 		}
-		return
+		return ""
+	}
+	if key.Kind == tenant.KindHeartbeat {
+		f.storeHeartbeat(key, e)
+		return ""
 	}
 	c := f.cluster(key.Cluster)
+	c.dirty = true
 	switch {
-	case key.Kind == tenant.KindHeartbeat:
-		f.storeHeartbeat(key, e)
-		return
 	case key.Kind == tenant.KindReady:
 		c.storeReady(key, e)
+		return key.Cluster
 	case e.gone:
-		c.lastRev = e.rev
 		delete(c.values, e.key)
 		delete(c.recs, e.key)
 	default:
-		c.lastRev = e.rev
 		c.values[e.key] = e.value
 		c.recs[e.key] = decodeRecord(key, e.value)
 	}
-	c.dirty = true
+	return ""
 }
 
 func (c *cluster) storeReady(key tenant.Key, e entry) {
-	c.ready, c.bad, c.readyRev = nil, nil, e.rev
+	c.ready, c.bad = nil, nil
 	if e.gone {
 		return
 	}
@@ -244,22 +250,18 @@ func (f *Follower) storeHeartbeat(key tenant.Key, e entry) {
 	}
 }
 
-// judge confirms what can be confirmed. Unless it is to be thorough, it leaves
-// out clusters with records newer than their Ready record: that one comes last
-// in a batch, and the hash over thousands of records would be computed in vain.
-func (f *Follower) judge(thorough bool) {
-	if f.isLoaded {
-		for name, c := range f.clusters {
-			if c.dirty && (thorough || c.readyRev > c.lastRev) {
-				c.dirty = false
-				f.judgeCluster(name, c)
-			}
+// judge confirms what can be confirmed of all clusters that changed.
+func (f *Follower) judge() {
+	for name, c := range f.clusters {
+		if c.dirty && f.isLoaded {
+			f.judgeCluster(name, c)
 		}
 	}
 	f.report()
 }
 
 func (f *Follower) judgeCluster(name string, c *cluster) {
+	c.dirty = false
 	before, known := f.views[name]
 	if c.refused, c.passing = f.refusal(c, before); c.refused != nil {
 		if c.since.IsZero() {

@@ -344,8 +344,11 @@ func TestFollowersThatStartUnderLoad(t *testing.T) {
 		}
 	}()
 	conn := srv.connect("gw1")
-	for range 20 {
-		f := startFollower(t, conn)
+	for range 15 {
+		f := NewFollower(conn, FollowerOptions{Log: quiet()})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx) }()
 		eventually(t, "a view", func() bool {
 			v, ok := f.Views()["c1"]
 			if ok && len(v.Tenants) != 200 {
@@ -358,6 +361,8 @@ func TestFollowersThatStartUnderLoad(t *testing.T) {
 			}
 			return ok
 		})
+		cancel()
+		<-done
 	}
 	close(stop)
 	<-stopped
