@@ -48,23 +48,63 @@ func Open() (*Flows, error) {
 // Close releases the socket.
 func (f *Flows) Close() error { return f.conn.Close() }
 
+// Match says which connections to delete: those that leave with Egress, but
+// not those with KeepMark (0: none is kept), or, without Egress, those that
+// carry Mark. Marks are compared within Mask.
+type Match struct {
+	Egress         netip.Addr
+	KeepMark, Mark uint32
+	Mask           uint32
+}
+
+// Delete deletes what any of the matches says, and returns how many entries
+// each took; an entry that several match counts for the first. It costs hardly
+// more for a thousand matches than for one: the kernel has no index by address
+// or mark, so each look goes over the whole table (some 10 ms).
+func (f *Flows) Delete(ctx context.Context, matches []Match) ([]int, error) {
+	counts := make([]int, len(matches))
+	byEgress, byMark := make(map[netip.Addr][]int), make(map[[2]uint32]int)
+	masks := make(map[uint32]bool)
+	for i, m := range matches {
+		if m.Egress.IsValid() {
+			byEgress[m.Egress] = append(byEgress[m.Egress], i)
+			continue
+		}
+		masks[m.Mask] = true
+		if _, twice := byMark[[2]uint32{m.Mark, m.Mask}]; !twice {
+			byMark[[2]uint32{m.Mark, m.Mask}] = i
+		}
+	}
+	err := f.deleteAll(ctx, func(e *conntrack.Flow) (int, bool) {
+		if e.Status.SrcNAT() {
+			for _, i := range byEgress[e.TupleReply.IP.DestinationAddress] {
+				if m := matches[i]; m.KeepMark == 0 || e.Mark&m.Mask != m.KeepMark {
+					return i, true
+				}
+			}
+		}
+		for mask := range masks {
+			if i, ok := byMark[[2]uint32{e.Mark & mask, mask}]; ok {
+				return i, true
+			}
+		}
+		return 0, false
+	}, counts)
+	return counts, wrap(err, "delete connections")
+}
+
 // DeleteByEgressIP deletes the translated entries whose replies go to addr,
 // except those with keepMark within mask (keepMark 0: none is kept). It
 // returns how many it deleted.
 func (f *Flows) DeleteByEgressIP(ctx context.Context, addr netip.Addr, keepMark, mask uint32) (int, error) {
-	n, err := f.deleteAll(ctx, conntrack.NewFilter().Status(conntrack.StatusSrcNAT), func(e *conntrack.Flow) bool {
-		kept := keepMark != 0 && e.Mark&mask == keepMark
-		return e.Status.SrcNAT() && e.TupleReply.IP.DestinationAddress == addr && !kept
-	})
-	return n, wrap(err, "delete connections of %s", addr)
+	n, err := f.Delete(ctx, []Match{{Egress: addr, KeepMark: keepMark, Mask: mask}})
+	return n[0], wrap(err, "of egress IP %s", addr)
 }
 
 // DeleteByMark deletes the entries that carry mark within mask.
 func (f *Flows) DeleteByMark(ctx context.Context, mark, mask uint32) (int, error) {
-	n, err := f.deleteAll(ctx, conntrack.NewFilter().Mark(mark).MarkMask(mask), func(e *conntrack.Flow) bool {
-		return e.Mark&mask == mark
-	})
-	return n, wrap(err, "delete connections with mark %#x/%#x", mark, mask)
+	n, err := f.Delete(ctx, []Match{{Mark: mark, Mask: mask}})
+	return n[0], wrap(err, "with mark %#x/%#x", mark, mask)
 }
 
 // DeleteUntranslated deletes the entries that started in pods, are not
@@ -75,13 +115,14 @@ func (f *Flows) DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (in
 	if err != nil {
 		return 0, fmt.Errorf("delete untranslated connections: %w", err)
 	}
-	n, err := f.deleteAll(ctx, nil, func(e *conntrack.Flow) bool {
+	counts := make([]int, 1)
+	err = f.deleteAll(ctx, func(e *conntrack.Flow) (int, bool) {
 		src := e.TupleOrig.IP.SourceAddress
-		return src == e.TupleReply.IP.DestinationAddress &&
+		return 0, src == e.TupleReply.IP.DestinationAddress &&
 			slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Contains(src) }) &&
 			!local[e.TupleOrig.IP.DestinationAddress]
-	})
-	return n, wrap(err, "delete untranslated connections of %v", pods)
+	}, counts)
+	return counts[0], wrap(err, "delete untranslated connections of %v", pods)
 }
 
 // Count returns the number of entries of this namespace.
@@ -92,45 +133,38 @@ func (f *Flows) Count(context.Context) (int, error) {
 	return int(stats.Entries), wrap(err, "count connections")
 }
 
-// deleteAll deletes what match picks from the entries that filter lets pass
-// (nil: all), until a look finds nothing more. Older kernels ignore filters.
-func (f *Flows) deleteAll(ctx context.Context, filter conntrack.Filter, match func(*conntrack.Flow) bool) (int, error) {
+// deleteAll deletes the entries that match picks, until a look finds nothing
+// more. It counts them at the index that match returns.
+func (f *Flows) deleteAll(ctx context.Context, match func(*conntrack.Flow) (int, bool), counts []int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	deleted := 0
 	for range rounds {
-		entries, err := f.dump(filter)
+		entries, err := f.conn.Dump(nil)
 		if err != nil {
-			return deleted, err
+			return err
 		}
 		found := 0
 		for i := range entries {
-			if !match(&entries[i]) {
+			at, ok := match(&entries[i])
+			if !ok {
 				continue
 			}
 			if err := ctx.Err(); err != nil {
-				return deleted, err
+				return err
 			}
 			found++
 			switch err := f.conn.Delete(key(entries[i])); {
 			case err == nil:
-				deleted++
+				counts[at]++
 			case !errors.Is(err, unix.ENOENT):
-				return deleted, err
+				return err
 			}
 		}
 		if found == 0 {
 			break
 		}
 	}
-	return deleted, nil
-}
-
-func (f *Flows) dump(filter conntrack.Filter) ([]conntrack.Flow, error) {
-	if filter == nil {
-		return f.conn.Dump(nil)
-	}
-	return f.conn.DumpFilter(filter, nil)
+	return nil
 }
 
 // key reduces an entry to what identifies it. The id makes sure that it is not

@@ -38,6 +38,8 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 			a.row(row, k.applyGuard, k.singleGuard)
 		case kindRule:
 			a.rules(row)
+		case kindDelLink:
+			a.delLinks(row)
 		default:
 			a.fail(row[0], a.other(row[0]))
 		}
@@ -52,6 +54,7 @@ const (
 	kindOther kind = iota
 	kindGuard
 	kindRule
+	kindDelLink
 )
 
 func batch(s plan.Step) kind {
@@ -60,6 +63,9 @@ func batch(s plan.Step) kind {
 		return kindRule
 	case plan.NFTLines(s) != nil:
 		return kindGuard
+	}
+	if _, ok := s.(plan.DelLink); ok {
+		return kindDelLink
 	}
 	return kindOther
 }
@@ -93,6 +99,15 @@ func (a *applier) still(steps []plan.Step) []plan.Step {
 		return steps
 	}
 	return plan.Without(steps, a.failed)
+}
+
+func (a *applier) delLinks(row []plan.Step) {
+	one := func(_ context.Context, s plan.Step) error { return a.k.delLink(s.(plan.DelLink).Name) }
+	if len(row) == 1 {
+		a.fail(row[0], one(a.ctx, row[0]))
+		return
+	}
+	a.row(row, func(_ context.Context, steps []plan.Step) error { return a.k.delLinks(steps) }, one)
 }
 
 // rules cuts a row of rule steps by family.

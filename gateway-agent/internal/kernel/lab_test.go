@@ -169,25 +169,28 @@ func (l *lab) apply(steps []plan.Step) {
 			}
 			continue
 		}
-		for _, s := range run.Steps {
-			l.gw.Do(func() { l.flowStep(ctx, s) })
-		}
+		l.gw.Do(func() { l.flowSteps(ctx, run.Steps) })
 	}
 	if l.t.Failed() {
 		l.t.FailNow()
 	}
 }
 
-func (l *lab) flowStep(ctx context.Context, s plan.Step) {
-	var err error
-	switch s := s.(type) {
-	case plan.DeleteEgressFlows:
-		_, err = l.flows.DeleteByEgressIP(ctx, s.Egress, s.KeepMark, s.Mask)
-	case plan.DeleteMarkFlows:
-		_, err = l.flows.DeleteByMark(ctx, s.Mark, s.Mask)
+func (l *lab) flowSteps(ctx context.Context, steps []plan.Step) {
+	var matches []flows.Match
+	for _, s := range steps {
+		switch s := s.(type) {
+		case plan.DeleteEgressFlows:
+			matches = append(matches, flows.Match{Egress: s.Egress, KeepMark: s.KeepMark, Mask: s.Mask})
+		case plan.DeleteMarkFlows:
+			matches = append(matches, flows.Match{Mark: s.Mark, Mask: s.Mask})
+		}
 	}
-	if err != nil {
-		l.t.Errorf("%s: %v", s, err)
+	if len(matches) == 0 {
+		return
+	}
+	if _, err := l.flows.Delete(ctx, matches); err != nil {
+		l.t.Error(err)
 	}
 }
 

@@ -232,6 +232,33 @@ func (k *Kernel) delLink(name string) error {
 	return nil
 }
 
+// leavingGroup is the link group that links are put into to be removed at once.
+// No other link may be in it: 0x65677700 ("egw") is nobody's by accident.
+const leavingGroup = 0x65677700
+
+// delLinks removes links of ours at once. One by one, each removal waits for
+// all processors to forget the link: 20 to 50 ms.
+func (k *Kernel) delLinks(steps []plan.Step) error {
+	for _, s := range steps {
+		name := s.(plan.DelLink).Name
+		if _, ours := plan.LinkNumber(name); !ours {
+			return fmt.Errorf("link %s is not ours", name)
+		}
+		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+		req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(leavingGroup)))
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+			return err
+		}
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(leavingGroup)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
 // linkIndex asks for one link by name. net.InterfaceByName would list them all.
 func linkIndex(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
