@@ -60,6 +60,9 @@ func (w *World) Audit(ctx context.Context) ([]bus.AuditEvent, error) {
 		return nil, err
 	}
 	defer conn.Close()
+	if err := Until(ctx, "NATS", func(context.Context) (bool, error) { return conn.Connected(), nil }); err != nil {
+		return nil, err
+	}
 	var events []bus.AuditEvent
 	err = bus.ReadAudit(ctx, conn, bus.AuditFilter{}, func(e bus.AuditEvent) error {
 		if e.Err != nil {
