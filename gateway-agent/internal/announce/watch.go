@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,32 +43,39 @@ func Watch(ctx context.Context, nic string) (<-chan Resolved, error) {
 		defer close(out)
 		defer stop()
 		defer file.Close()
-		buf := make([]byte, 128)
-		for ctx.Err() == nil {
-			var n int
-			var from unix.Sockaddr
-			var failed error
-			err := raw.Read(func(fd uintptr) bool {
-				n, from, failed = unix.Recvfrom(int(fd), buf, 0)
-				return failed != unix.EAGAIN && failed != unix.EINTR
-			})
-			if err != nil {
-				return // closed
-			}
-			if failed != nil {
-				continue // for example the link went down; the socket stays
-			}
-			r, ok := request(buf[:n])
-			if sender, known := from.(*unix.SockaddrLinklayer); !ok || !known || sender.Pkttype != unix.PACKET_BROADCAST {
-				continue
+		receive(raw, func(packet []byte) {
+			r, ok := request(packet)
+			if !ok {
+				return
 			}
 			select {
 			case out <- r:
 			default:
 			}
-		}
+		})
 	}()
 	return out, nil
+}
+
+// receive hands over each broadcast packet, until the socket is closed.
+func receive(raw syscall.RawConn, take func([]byte)) {
+	buf := make([]byte, 128)
+	for {
+		var n int
+		var from unix.Sockaddr
+		var failed error
+		err := raw.Read(func(fd uintptr) bool {
+			n, from, failed = unix.Recvfrom(int(fd), buf, 0)
+			return failed != unix.EAGAIN && failed != unix.EINTR
+		})
+		if err != nil {
+			return
+		}
+		// A failure is for example a link that went down; the socket stays.
+		if sender, ok := from.(*unix.SockaddrLinklayer); failed == nil && ok && sender.Pkttype == unix.PACKET_BROADCAST {
+			take(buf[:n])
+		}
+	}
 }
 
 // arpSocket returns a packet socket for the ARP that arrives at nic, without

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package announce
+
+import (
+	"context"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
+)
+
+// pair is a gateway with a tenant link on its internal NIC, and a node.
+func pair(t *testing.T) (gw, node *nettest.Net) {
+	t.Helper()
+	gw, node = nettest.New(t), nettest.New(t)
+	gw.Wire("enp1s0", node, "eth0")
+	gw.Run(`ip address add 192.168.99.12/24 dev enp1s0
+		sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2 net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.default.rp_filter=2
+		ip link add link enp1s0 name eg001 address 02:00:c0:a8:63:0d type macvlan mode private
+		ip link set eg001 up
+		ip address add 192.168.99.13/32 dev eg001
+		ip -6 address add fd00:99::13/128 dev eg001 nodad`)
+	node.Run("ip address add 192.168.99.21/24 dev eth0; ip -6 address add fd00:99::21/64 dev eth0 nodad")
+	return gw, node
+}
+
+func start(t *testing.T, gw *nettest.Net, o Options) *Announcer {
+	t.Helper()
+	var a *Announcer
+	var err error
+	gw.Do(func() { a, err = New(o) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return a
+}
+
+// eventually waits for a condition of the kernel.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(3 * time.Second); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("not within 3 s: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func target(ip string) Target { return Target{Dev: "eg001", IP: netip.MustParseAddr(ip)} }
+
+// TestAnnouncementCorrectsNeighbours gives a node wrong entries.
+func TestAnnouncementCorrectsNeighbours(t *testing.T) {
+	gw, node := pair(t)
+	a := start(t, gw, Options{})
+	for _, ip := range []string{"192.168.99.13", "fd00:99::13"} {
+		node.Run("ip neigh replace " + ip + " lladdr 02:00:00:00:00:99 dev eth0 nud stale")
+		a.Announce(target(ip))
+		eventually(t, ip+" points to the tenant's link", func() bool {
+			return strings.Contains(node.Run("ip neigh show "+ip), "02:00:c0:a8:63:0d")
+		})
+	}
+}
+
+func TestPaceAndForms(t *testing.T) {
+	gw, node := pair(t)
+	seen, err := watchAll(t, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, gw, Options{PerSecond: 20, Burst: 4, Repeat: 2, Interval: 100 * time.Millisecond})
+	begin := time.Now()
+	a.Announce(target("192.168.99.13"), target("192.168.99.14"), target("192.168.99.15"))
+	ops := map[byte]int{}
+	for range 12 {
+		select {
+		case op := <-seen:
+			ops[op]++
+		case <-time.After(3 * time.Second):
+			t.Fatalf("packets so far: %v", ops)
+		}
+	}
+	// 12 packets, 4 of them at once, the others 50 ms apart.
+	if d := time.Since(begin); d < 380*time.Millisecond {
+		t.Errorf("12 packets in %s: faster than 20 a second", d)
+	}
+	if ops[arpRequest] != 6 || ops[arpReply] != 6 {
+		t.Errorf("forms: %v", ops)
+	}
+	select {
+	case op := <-seen:
+		t.Errorf("one more packet (%d): an address that is not kept was refreshed", op)
+	case <-time.After(300 * time.Millisecond):
+	}
+}
+
+func TestRefreshAndForget(t *testing.T) {
+	gw, node := pair(t)
+	seen, err := watchAll(t, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, gw, Options{PerSecond: 1000, Refresh: 20 * time.Millisecond})
+	a.Keep([]Target{target("192.168.99.13")})
+	for range 6 {
+		select {
+		case <-seen:
+		case <-time.After(3 * time.Second):
+			t.Fatal("no refresh")
+		}
+	}
+	a.Keep(nil)
+	for drained := false; !drained; {
+		select {
+		case <-seen:
+		case <-time.After(100 * time.Millisecond):
+			drained = true
+		}
+	}
+	select {
+	case <-seen:
+		t.Error("an address that is no longer kept was announced")
+	case <-time.After(100 * time.Millisecond):
+	}
+	// A link that is gone does not end the announcer.
+	a.Announce(Target{Dev: "eg002", IP: netip.MustParseAddr("192.168.99.14")}, target("192.168.99.13"))
+	select {
+	case <-seen:
+	case <-time.After(3 * time.Second):
+		t.Error("nothing after a failure")
+	}
+}
+
+// watchAll reports the form of each gratuitous ARP packet that a node receives.
+func watchAll(t *testing.T, n *nettest.Net) (<-chan byte, error) {
+	out := make(chan byte, 1000)
+	var err error
+	n.Do(func() {
+		file, e := arpSocket("eth0")
+		if err = e; e != nil {
+			return
+		}
+		t.Cleanup(func() { file.Close() })
+		raw, e := file.SyscallConn()
+		if err = e; e != nil {
+			return
+		}
+		go receive(raw, func(b []byte) {
+			if len(b) >= arpLen && string(b[14:18]) == string(b[24:28]) {
+				out <- b[7]
+			}
+		})
+	})
+	return out, err
+}
+
+func TestWatch(t *testing.T) {
+	gw, node := pair(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	var events <-chan Resolved
+	var err error
+	gw.Do(func() { events, err = Watch(ctx, "enp1s0") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, gw, Options{})
+	a.Announce(target("192.168.99.13")) // no request of a node
+	node.Ping("192.168.99.21", "192.168.99.13")
+	select {
+	case e := <-events:
+		if want := (Resolved{netip.MustParseAddr("192.168.99.21"), netip.MustParseAddr("192.168.99.13")}); e != want {
+			t.Errorf("%v, want %v", e, want)
+		}
+	case <-time.After(3 * time.Second):
+		t.Fatal("no event")
+	}
+	cancel()
+	eventually(t, "the channel is closed", func() bool {
+		select {
+		case _, open := <-events:
+			return !open
+		default:
+			return false
+		}
+	})
+}
+
+func FuzzRequest(f *testing.F) {
+	f.Add(gratuitousARP(make([]byte, 6), netip.MustParseAddr("192.0.2.1"), arpRequest)[14:])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, ok := request(b); ok && (!r.Node.IsValid() || !r.Target.IsValid()) {
+			t.Error(r)
+		}
+	})
+}
