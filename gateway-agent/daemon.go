@@ -51,8 +51,11 @@ func runDaemon(c Config, args []string, stdout io.Writer) error {
 		return fmt.Errorf("%w; set GATEWAY_STATE_DIR to a writable directory", err)
 	}
 	unlock, err := store.Lock()
-	if err != nil {
+	if errors.Is(err, reconcile.ErrRunning) {
 		return fmt.Errorf("%s: %w", c.StateDir, err)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; set GATEWAY_STATE_DIR to a writable directory", err)
 	}
 	defer unlock()
 

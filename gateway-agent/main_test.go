@@ -202,3 +202,15 @@ func TestStatusJSON(t *testing.T) {
 	}
 	golden(t, "held.json", string(b)+"\n")
 }
+
+func TestUnusableStateDirectory(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	setEnv(t, map[string]string{"STATE_DIR": filepath.Join(file, "state")})
+	var out, errout bytes.Buffer
+	if code := run([]string{"run"}, os.Environ(), &out, &errout); code != exitError || !strings.Contains(errout.String(), "set GATEWAY_STATE_DIR to a writable directory") {
+		t.Errorf("%d %q", code, errout.String())
+	}
+}
