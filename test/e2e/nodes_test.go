@@ -95,7 +95,7 @@ func TestSubnetMovesInOneStep(t *testing.T) {
 	w.must(err)
 	// The first line proves that it listens.
 	w.until("ip monitor to listen", func() (bool, error) {
-		if _, err := w.RunInGateway("ip", "route", "replace", "blackhole", "198.51.100.0/24"); err != nil {
+		if _, err := w.RunInGateway("sh", "-c", "ip route add blackhole 198.51.100.0/24 && ip route del blackhole 198.51.100.0/24"); err != nil {
 			return false, err
 		}
 		b, err := os.ReadFile(monitor.LogPath)

@@ -126,7 +126,7 @@ func TestAPassThatFindsNothingWritesNothing(t *testing.T) {
 	links, err := w.Start(lab.PartGateway, "ip-monitor", nil, "ip", "monitor", "link", "address", "route")
 	w.must(err)
 	w.until("the monitors to listen", func() (bool, error) {
-		w.sh("ip route replace blackhole 198.51.100.0/24; nft add table inet probe; nft delete table inet probe")
+		w.sh("ip route add blackhole 198.51.100.0/24; ip route del blackhole 198.51.100.0/24; nft add table inet probe; nft delete table inet probe")
 		a, err := os.ReadFile(rules.LogPath)
 		if err != nil {
 			return false, err

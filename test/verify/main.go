@@ -29,7 +29,7 @@ func run() int {
 	for _, p := range packages {
 		path := strings.TrimPrefix(p.ImportPath, module)
 		wrong = append(wrong, check(path, p.Imports)...)
-		if strings.HasPrefix(path, "test/") {
+		if forTests(path) {
 			continue
 		}
 		for mod := range soleImporters {
