@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"egress-gateway.io/shared/daemon"
@@ -50,6 +51,11 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		fmt.Fprintln(stderr, "cluster-agent:", err)
 		return exitError
+	}
+	if os.Getenv("GOGC") == "" {
+		// The caches are small and the garbage of a pass is short-lived: collecting
+		// twice as often costs little time and saves a third of the memory.
+		debug.SetGCPercent(50)
 	}
 	ctx, stop := daemon.SignalContext(context.Background())
 	defer stop()

@@ -93,7 +93,6 @@ const (
 	ReasonRouteAccepted = "Accepted"
 	ReasonRoutePending  = "RoutePending"
 	ReasonRouteFailed   = "RouteFailed"
-	ReasonRouteMissing  = "RouteMissing"
 	ReasonRouteAPI      = "RouteAPIMissing"
 )
 

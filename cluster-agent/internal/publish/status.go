@@ -83,7 +83,9 @@ func (p *pass) set(list *[]metav1.Condition, generation int64, kind string, v de
 
 // routeVerdict judges the route of a tenant.
 func (p *pass) routeVerdict(w *want, o *v1alpha1.EgressTenant) derive.Verdict {
-	r, exists := p.routes[RouteName(w.Name)]
+	// A route that was only just written is judged as one of which no node has
+	// reported yet, so that its condition need not be written twice.
+	r := p.routes[RouteName(w.Name)]
 	switch {
 	case !w.serving():
 		return derive.No(derive.ReasonNotAllocated, "there is nothing to route yet")
@@ -91,8 +93,6 @@ func (p *pass) routeVerdict(w *want, o *v1alpha1.EgressTenant) derive.Verdict {
 		return derive.No(derive.ReasonRouteAPI, "this cluster does not serve AdminPolicyBasedExternalRoute (k8s.ovn.org/v1): OVN-Kubernetes with --enable-multi-external-gateway is needed")
 	case w.route != nil:
 		return derive.No(w.route.Reason, "%s", w.route.Message)
-	case !exists:
-		return derive.No(derive.ReasonRoutePending, "the route has just been written")
 	}
 	status := metav1.ConditionFalse
 	ok, reason, message := derive.Accepted(r, derive.GrantOf(o).Gateway, p.derived.RouteNodes)

@@ -199,7 +199,9 @@ func (w *world) namespace(name string, labels map[string]string, annotations ...
 	w.must(err)
 }
 
-func (w *world) ask(name, pool string) { w.namespace(name, map[string]string{v1alpha1.LabelPool: pool}) }
+func (w *world) ask(name, pool string) {
+	w.namespace(name, map[string]string{v1alpha1.LabelPool: pool})
+}
 
 func (w *world) label(name, key string, value any) {
 	w.t.Helper()

@@ -223,7 +223,6 @@ current-context: x
 	return path, os.WriteFile(path, []byte(text), 0o600)
 }
 
-
 // freePorts returns ports that nobody listens on now.
 func freePorts(n int) ([]string, error) {
 	var out []string
