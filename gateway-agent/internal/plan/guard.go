@@ -73,7 +73,9 @@ func guardRules(h Host) []GuardRule {
 	link, in, ext := `iifname "`+LinkPrefix+`*"`, `"`+h.Internal+`"`, `"`+h.External+`"`
 	mark := fmt.Sprintf("ct mark & %#x", h.MarkMask)
 
-	add(GuardExit, "tenant link to another NIC", link+" oifname != { "+in+", "+ext+" }")
+	// Neighbour discovery's own packets have the link they leave through as
+	// their input interface as well.
+	add(GuardExit, "tenant link to another NIC", link+` oifname != "`+LinkPrefix+`*" oifname != { `+in+", "+ext+" }")
 	add(GuardExit, "tenant link without mark", link+" oifname "+ext+" "+mark+" == 0")
 	add(GuardExit, "tenant link hairpin untranslated", link+" oifname "+in+" ct status & snat == 0")
 	add(GuardExit, "reply without a way back", "oifname "+ext+" ct direction reply "+mark+" != 0")

@@ -51,6 +51,9 @@ func New(t testing.TB) *Net {
 	}
 	t.Cleanup(func() { close(n.work) })
 	n.Run("ip link set lo up")
+	// A link-local address that is still being probed asks nobody for seconds.
+	n.Sysctl("net/ipv6/conf/all/accept_dad", "0")
+	n.Sysctl("net/ipv6/conf/default/accept_dad", "0")
 	return n
 }
 
