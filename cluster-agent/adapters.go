@@ -51,7 +51,7 @@ func (b busAdapter) Summaries() []tenant.Summary { return b.statuses.Summaries()
 type publishedNodes struct {
 	cluster string
 	conn    *bus.Conn
-	log     *slog.Logger
+	poke    func() // called once they are known
 
 	mu    sync.Mutex
 	nodes []tenant.Node
@@ -84,6 +84,7 @@ func (p *publishedNodes) run(ctx context.Context) error {
 			break
 		}
 	}
+	p.poke()
 	done()
 	wg.Wait()
 	<-ctx.Done()

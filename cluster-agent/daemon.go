@@ -73,7 +73,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger) (*agent, error) {
 		return nil, fmt.Errorf("audit spool: %w; set CLUSTER_STATE_DIR to a writable directory", err)
 	}
 	a.auditor = auditAdapter{a.audit, c.Name}
-	a.nodes = &publishedNodes{cluster: c.Name, conn: a.conn, log: log}
+	a.nodes = &publishedNodes{cluster: c.Name, conn: a.conn, poke: func() { a.loop.Poke() }}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	a.kube, err = kube.New(cfg, kube.Options{Log: log, Clock: time.Now, Changed: func() { a.loop.Poke() }})

@@ -88,7 +88,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.broadcaster.Shutdown()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	start := func(i cache.SharedIndexInformer) { wg.Go(func() { i.RunWithContext(ctx) }) }
+	start := func(i cache.SharedIndexInformer) {
+		wg.Go(func() { i.RunWithContext(ctx) })
+		wg.Go(func() { // an empty list is news as well, and brings no event
+			if cache.WaitForCacheSync(ctx.Done(), i.HasSynced) {
+				a.opts.Changed()
+			}
+		})
+	}
 
 	if !a.awaitOwn(ctx) {
 		return nil

@@ -27,14 +27,15 @@ const publishedWait = 10 * time.Second
 // pass is one look at everything.
 type pass struct {
 	*Loop
-	time     time.Time
-	input    derive.Input
-	derived  derive.Output
-	gateways map[string]derive.Gateway
-	wants    []*want
-	tenants  map[string]*v1alpha1.EgressTenant // the snapshot, with this pass's writes
-	routes   map[string]derive.Route
-	leaving  []*v1alpha1.EgressTenant // to be released
+	time      time.Time
+	input     derive.Input
+	derived   derive.Output
+	published bool // the node records of the bus were known before derived
+	gateways  map[string]derive.Gateway
+	wants     []*want
+	tenants   map[string]*v1alpha1.EgressTenant // the snapshot, with this pass's writes
+	routes    map[string]derive.Route
+	leaving   []*v1alpha1.EgressTenant // to be released
 
 	mu    sync.Mutex // guards wake, which steps set that run in parallel
 	again bool       // there is more to do at once
@@ -137,7 +138,8 @@ func (l *Loop) look() *pass {
 	gateways, dies := l.gateways.look(summaries, connected, p.time)
 	p.gateways = gateways
 	p.due(dies)
-	if published, ok := l.Bus.PublishedNodes(); ok {
+	published, ok := l.Bus.PublishedNodes()
+	if p.published = ok; ok {
 		for _, n := range published {
 			if _, known := l.nodes[n.Name]; !known {
 				l.nodes[n.Name] = n
@@ -249,7 +251,7 @@ func (p *pass) tell(leaving []*v1alpha1.EgressTenant) {
 // mustWait says whether telling the bus now would take records of nodes away
 // that were published by an earlier leader and must stay.
 func (p *pass) mustWait() bool {
-	if _, ok := p.Bus.PublishedNodes(); ok {
+	if p.published {
 		return false
 	}
 	// Only the time counts in which the records could have been read.
