@@ -20,7 +20,9 @@ var errUnprotected = errors.New("not tried: the protection that has to stand bef
 // of rule steps are loaded at once; if that fails, each is tried by itself, so
 // that one tenant does not keep the others. A tenant's steps after its first
 // failure are not tried and not reported. Without steps it does nothing.
-// Carrying out a step that was carried out before is no error.
+// Carrying out a step that was carried out before is no error. Once a step that
+// protects all tenants has failed, no link and no address is added before the
+// next Observe.
 func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 	a := applier{k: k, ctx: ctx, failed: make(map[string]bool)}
 	for len(steps) > 0 {
@@ -72,11 +74,10 @@ func batch(s plan.Step) kind {
 
 // applier is one call of Apply.
 type applier struct {
-	k           *Kernel
-	ctx         context.Context
-	failures    []Failure
-	failed      map[string]bool // by tenant
-	unprotected bool
+	k        *Kernel
+	ctx      context.Context
+	failures []Failure
+	failed   map[string]bool // by tenant
 }
 
 func (a *applier) fail(s plan.Step, err error) {
@@ -90,7 +91,7 @@ func (a *applier) fail(s plan.Step, err error) {
 	}
 	switch s.(type) {
 	case plan.SetGuard, plan.SetElements, plan.SetSysctl, plan.SetChain, plan.NewChain, plan.SetHook:
-		a.unprotected = true
+		a.k.unprotected = true
 	}
 }
 
@@ -171,14 +172,14 @@ func (a *applier) other(step plan.Step) error {
 	case plan.SetSysctl:
 		return a.k.writeSysctl(s.Key, s.Value)
 	case plan.MakeLink:
-		if a.unprotected {
+		if a.k.unprotected {
 			return errUnprotected
 		}
 		return a.k.makeLink(s.Link)
 	case plan.DelLink:
 		return a.k.delLink(s.Name)
 	case plan.AddAddr:
-		if a.unprotected {
+		if a.k.unprotected {
 			return errUnprotected
 		}
 		return a.k.addAddr(s.Addr)

@@ -61,7 +61,7 @@ func (k *Kernel) observeGuard(ctx context.Context) (plan.Guard, error) {
 }
 
 // element writes an element of a set as plans do: an address, a prefix, or
-// "mark . address". What is none of these comes out as JSON, and so is replaced.
+// "link . mark . address". What is none of these comes out as JSON, and so is replaced.
 func element(raw json.RawMessage, prefixes bool) string {
 	var addr string
 	if json.Unmarshal(raw, &addr) == nil {
@@ -85,9 +85,9 @@ func element(raw json.RawMessage, prefixes bool) string {
 	if e.Prefix != nil {
 		return fmt.Sprintf("%s/%d", e.Prefix.Addr, e.Prefix.Len)
 	}
-	if len(e.Concat) == 2 {
-		if mark, ok := e.Concat[0].(float64); ok {
-			return fmt.Sprintf("%#x . %v", uint32(mark), e.Concat[1])
+	if len(e.Concat) == 3 {
+		if mark, ok := e.Concat[1].(float64); ok {
+			return fmt.Sprintf("%v . %#x . %v", e.Concat[0], uint32(mark), e.Concat[2])
 		}
 	}
 	return string(raw)

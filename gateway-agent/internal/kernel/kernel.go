@@ -40,6 +40,8 @@ type Kernel struct {
 	tables map[tenant.Family]*tables
 	nl     *netlink.Handle
 	log    *slog.Logger
+	// unprotected says that a guard or sysctl could not be set since Observe.
+	unprotected bool
 }
 
 // Failure is a step that could not be carried out.

@@ -312,3 +312,20 @@ func TestUnknownNode(t *testing.T) {
 		l.clean(blue, red)
 	})
 }
+
+// TestPodMovesToAnotherTenant: a connection that began as blue's must not go on
+// with blue's address when its pod sends through red's gateway IP.
+func TestPodMovesToAnotherTenant(t *testing.T) {
+	eachBackend(t, func(t *testing.T, l *lab) {
+		l.serve(l.input())
+		c := l.dial(t, l.node1, "udp", "10.128.0.10")
+		if got, err := nettest.Ask(c); got != blue {
+			t.Fatal(got, err)
+		}
+		l.node1.Run("ip route replace default via 192.168.99.14 table 110")
+		if got, err := nettest.Ask(c); err == nil {
+			t.Errorf("the server saw %s", got)
+		}
+		expect(t, l.node1, "10.128.0.10", red)
+	})
+}

@@ -20,6 +20,7 @@ import (
 // Observe reads what is ours. The number of commands it runs does not depend
 // on the number of tenants, and none of them writes.
 func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
+	k.unprotected = false
 	s := plan.State{
 		MarkMask: k.host.MarkMask,
 		Sysctls:  make(map[string]string),

@@ -74,6 +74,11 @@ func (k *Kernel) setRoute(r plan.Route, replace bool) error {
 	}
 	err = k.nl.RouteAdd(nr)
 	if errors.Is(err, unix.EEXIST) {
+		if links, look := dumpLinks(false); look == nil {
+			if ours, look := k.observeRoutes(links); look == nil && ours[r] {
+				return nil
+			}
+		}
 		return fmt.Errorf("somebody else's route to %s exists; remove it: %w", r.Dst, err)
 	}
 	return err

@@ -264,7 +264,9 @@ func (b *builder) serve(f tenant.Family, number int, id string, gateway netip.Ad
 		b.claims[a] = "tenant " + id
 		b.state.Addrs[Addr{Dev: b.in.Host.External, IP: a}] = id
 		sets[setName(setEgress, f)][a.String()] = id
-		sets[setName(setOwners, f)][ownerElement(Mark(b.in.Host.MarkMask, number), a)] = id
+		for _, e := range ownerElements(LinkName(number), b.in.Host.Internal, Mark(b.in.Host.MarkMask, number), a) {
+			sets[setName(setOwners, f)][e] = id
+		}
 	}
 	b.rules[f].tenant(number, id, egress)
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"strings"
 
 	"egress-gateway.io/shared/tenant"
 )
@@ -49,14 +50,7 @@ func (d *differ) tenantsGo() {
 // that another tenant is to get, and branches that are no longer wanted.
 func (d *differ) unbind() {
 	d.mid, d.early = maps.Clone(d.have.Chains), make(map[string]bool)
-	for _, b := range slices.SortedFunc(maps.Keys(d.haveBound), compareBinding) {
-		set := setName(setOwners, tenant.FamilyOf(b.ip))
-		e := ownerElement(b.mark, b.ip)
-		if _, there := d.have.Guard.Sets[set][e]; there && d.contested(b) {
-			d.early[set+" "+e] = true
-			d.add(DelElement{d.haveBound[b], set, e})
-		}
-	}
+	d.disown()
 	owners := d.owners()
 	var empty []ChainID
 	for _, id := range removalOrder(d.have.Chains) {
@@ -81,6 +75,29 @@ func (d *differ) unbind() {
 	slices.SortStableFunc(empty, func(a, b ChainID) int { return len(a.Name) - len(b.Name) })
 	for _, id := range empty {
 		d.add(DelChain{id})
+	}
+}
+
+// disown takes from the guard what lets packets leave with an address that
+// another tenant is to get.
+func (d *differ) disown() {
+	for _, f := range tenant.Families() {
+		set := setName(setOwners, f)
+		bySuffix := make(map[string][]string)
+		for _, e := range sorted(d.have.Guard.Sets[set]) {
+			if i := strings.Index(e, " . "); i >= 0 {
+				bySuffix[e[i:]] = append(bySuffix[e[i:]], e)
+			}
+		}
+		for _, b := range slices.SortedFunc(maps.Keys(d.haveBound), compareBinding) {
+			if !d.contested(b) {
+				continue
+			}
+			for _, e := range bySuffix[ownerSuffix(b.mark, b.ip)] {
+				d.early[set+" "+e] = true
+				d.add(DelElement{d.haveBound[b], set, e})
+			}
+		}
 	}
 }
 

@@ -295,7 +295,8 @@ func TestDiffTouchesOneTenant(t *testing.T) {
 	in.Tenants[0].EgressIPs = addrs("192.168.55.120")
 	steps := text(Diff(mustDesired(t, in), w.state))
 	want2 := `nft 'add element inet egw-guard egress4 { 192.168.55.120 }'
-nft 'add element inet egw-guard owners4 { 0x100000 . 192.168.55.120 }'
+nft 'add element inet egw-guard owners4 { "eg001" . 0x100000 . 192.168.55.120 }'
+nft 'add element inet egw-guard owners4 { "enp1s0" . 0x100000 . 192.168.55.120 }'
 iptables -w -t nat -D EGW-S00 -m mark --mark 0x100000/0xfff00000 -m comment --comment "demo/ns-blue" -j SNAT --to-source 192.168.55.113
 iptables -w -t nat -A EGW-S00 -m mark --mark 0x100000/0xfff00000 -m comment --comment "demo/ns-blue" -j SNAT --to-source 192.168.55.120
 ip address add 192.168.55.120/32 dev enp7s0 label enp7s0:egw
@@ -303,7 +304,8 @@ conntrack -D --reply-dst 192.168.55.113
 ip address delete 192.168.55.113/32 dev enp7s0
 arping -U -I enp7s0 192.168.55.120
 nft 'delete element inet egw-guard egress4 { 192.168.55.113 }'
-nft 'delete element inet egw-guard owners4 { 0x100000 . 192.168.55.113 }'
+nft 'delete element inet egw-guard owners4 { "eg001" . 0x100000 . 192.168.55.113 }'
+nft 'delete element inet egw-guard owners4 { "enp1s0" . 0x100000 . 192.168.55.113 }'
 `
 	if d := cmp.Diff(want2, steps); d != "" {
 		t.Error(d)

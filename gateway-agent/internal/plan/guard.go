@@ -33,7 +33,7 @@ const (
 	setNodes    = "nodes"    // addresses of nodes
 	setGateways = "gateways" // gateway IPs
 	setEgress   = "egress"   // egress IPs
-	setOwners   = "owners"   // mark . egress IP
+	setOwners   = "owners"   // link . mark . egress IP
 )
 
 // GuardSetTypes declares the sets: their nft type and flags, by name.
@@ -45,7 +45,7 @@ func GuardSetTypes() map[string]string {
 		out[setName(setNodes, f)] = "type " + t + ";"
 		out[setName(setGateways, f)] = "type " + t + ";"
 		out[setName(setEgress, f)] = "type " + t + ";"
-		out[setName(setOwners, f)] = "type mark . " + t + ";"
+		out[setName(setOwners, f)] = "type ifname . mark . " + t + ";"
 	}
 	return out
 }
@@ -57,9 +57,16 @@ func intervalSet(name string) bool {
 	return name == setName(setPods, tenant.IPv4) || name == setName(setPods, tenant.IPv6)
 }
 
-// ownerElement is the element of an owners set that lets connections with a
-// tenant's mark leave with ip.
-func ownerElement(mark uint32, ip netip.Addr) string { return fmt.Sprintf("%#x . %s", mark, ip) }
+// ownerElements are the elements of an owners set that let a tenant's packets
+// leave with ip: those that came through its own link, and those of a node
+// whose neighbour entry is stale, which come through the internal NIC. A packet
+// that comes through another tenant's link does not pass: its pod belongs to
+// that one now, whatever connection tracking remembers of the pod's address.
+func ownerElements(link, internal string, mark uint32, ip netip.Addr) []string {
+	return []string{link + ownerSuffix(mark, ip), internal + ownerSuffix(mark, ip)}
+}
+
+func ownerSuffix(mark uint32, ip netip.Addr) string { return fmt.Sprintf(" . %#x . %s", mark, ip) }
 
 // guardRules returns the rules of the guard. They name sets only, so that they
 // do not change with the tenants and the nodes.
@@ -91,8 +98,7 @@ func guardRules(h Host) []GuardRule {
 		// the default route.
 		add(GuardExit, "pod destination "+f.String(), "oifname "+ext+" "+daddr+pods)
 		add(GuardExit, "node source "+f.String(), "oifname "+ext+" "+saddr+nodes)
-		add(GuardExit, "source not the tenant's "+f.String(), "oifname "+ext+" "+link+" "+mark+" . "+saddr+"!= "+owners)
-		add(GuardExit, "source not the tenant's, stale link "+f.String(), "oifname "+ext+" iifname "+in+" "+mark+" != 0 "+mark+" . "+saddr+"!= "+owners)
+		add(GuardExit, "source not the tenant's "+f.String(), "oifname "+ext+" "+mark+" != 0 iifname . "+mark+" . "+saddr+"!= "+owners)
 
 		const fresh = " ct state != { established, related }"
 		add(GuardInput, "egress IP "+f.String(), daddr+"@"+setName(setEgress, f)+" meta l4proto != { icmp, ipv6-icmp }"+fresh)

@@ -263,6 +263,10 @@ func (w *world) traffic() error {
 
 // guarded tells whether the exit guard lets packets of b pass.
 func (w *world) guarded(b binding) bool {
-	_, ok := w.state.Guard.Sets[setName(setOwners, tenant.FamilyOf(b.ip))][ownerElement(b.mark, b.ip)]
-	return ok
+	for e := range w.state.Guard.Sets[setName(setOwners, tenant.FamilyOf(b.ip))] {
+		if strings.HasSuffix(e, ownerSuffix(b.mark, b.ip)) {
+			return true
+		}
+	}
+	return false
 }

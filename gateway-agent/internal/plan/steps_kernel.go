@@ -160,15 +160,27 @@ func NFTLines(s Step) []string {
 	case SetElements:
 		out := []string{"flush set " + table + " " + s.Set}
 		if len(s.Elements) > 0 {
-			out = append(out, "add element "+table+" "+s.Set+" { "+strings.Join(s.Elements, ", ")+" }")
+			out = append(out, "add element "+table+" "+s.Set+" { "+quoted(s.Elements)+" }")
 		}
 		return out
 	case AddElement:
-		return []string{"add element " + table + " " + s.Set + " { " + s.Element + " }"}
+		return []string{"add element " + table + " " + s.Set + " { " + quoted([]string{s.Element}) + " }"}
 	case DelElement:
-		return []string{"delete element " + table + " " + s.Set + " { " + s.Element + " }"}
+		return []string{"delete element " + table + " " + s.Set + " { " + quoted([]string{s.Element}) + " }"}
 	}
 	return nil
+}
+
+// quoted lists elements as nft takes them: an interface name, which comes first
+// in a concatenation, may look like one of nft's own words.
+func quoted(elements []string) string {
+	out := slices.Clone(elements)
+	for i, e := range out {
+		if name, rest, ok := strings.Cut(e, " . "); ok {
+			out[i] = `"` + name + `" . ` + rest
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 // guardLines is the transaction that replaces the table; adding it first makes
@@ -180,7 +192,7 @@ func guardLines(g Guard) []string {
 	for _, name := range sorted(g.Sets) {
 		elements := ""
 		if list := sorted(g.Sets[name]); len(list) > 0 {
-			elements = " elements = { " + strings.Join(list, ", ") + " }"
+			elements = " elements = { " + quoted(list) + " }"
 		}
 		out = append(out, "add set "+table+" "+name+" { "+types[name]+elements+" }")
 	}
