@@ -319,6 +319,12 @@ func (f *Follower) report() {
 		for _, name := range slices.Sorted(maps.Keys(f.clusters)) {
 			if c := f.clusters[name]; c.refused != nil && (!c.passing || now.Sub(c.since) >= pollEvery) {
 				add(tenant.ReadyKey(name).String(), c.refused)
+				// Once confirmed, these stand in the view's own problems.
+				for _, key := range slices.Sorted(maps.Keys(c.recs)) {
+					if err := c.recs[key].err; err != nil {
+						add(key, err)
+					}
+				}
 			}
 		}
 		for _, key := range slices.Sorted(maps.Keys(f.garbage)) {

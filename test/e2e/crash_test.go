@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -12,6 +13,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"egress-gateway.io/test/lab"
 	"egress-gateway.io/test/scenario"
@@ -33,7 +36,7 @@ func TestClusterAgentKilledDuringAllocation(t *testing.T) {
 	w.must(w.CreatePool(w.ctx, scenario.LargePool("large", 2*rounds*perRound)))
 	_, err := w.StartGatewayAgent(w.ctx, nil)
 	w.must(err)
-	watch := w.watchAllocations()
+	seen := w.watchAllocations()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -56,13 +59,14 @@ func TestClusterAgentKilledDuringAllocation(t *testing.T) {
 		// Somewhere in the middle: after some random number of tenants has got
 		// its address, and a random moment.
 		some := random.IntN(perRound)
-		w.until("some tenants of this round to be allocated", func() (bool, error) { return watch.allocated() >= round*perRound+some, nil })
+		w.until("some tenants of this round to be allocated", func() (bool, error) { return seen.allocated() >= round*perRound+some, nil })
 		w.pause(time.Duration(random.IntN(20)) * time.Millisecond)
 		name := w.leader()
 		w.must(w.Process(name).Kill())
-		_, err := w.StartClusterAgent(name, quickLease(name))
+		// Under a new identity: it can not simply go on with the Lease it held.
+		_, err := w.StartClusterAgent(name, quickLease(fmt.Sprintf("%s-%d", name, round)))
 		w.must(err)
-		w.until("all tenants of this round to be allocated", func() (bool, error) { return watch.allocated() == (round+1)*perRound, nil })
+		w.until("all tenants of this round to be allocated", func() (bool, error) { return seen.allocated() == (round+1)*perRound, nil })
 	}
 	owner := map[netip.Addr]string{}
 	for _, name := range all {
@@ -74,7 +78,7 @@ func TestClusterAgentKilledDuringAllocation(t *testing.T) {
 			owner[a] = name
 		}
 	}
-	watch.check()
+	seen.check()
 }
 
 // leader returns the name of the cluster-agent that holds the Lease.
@@ -112,32 +116,46 @@ type allocations struct {
 func (w *world) watchAllocations() *allocations {
 	w.t.Helper()
 	a := &allocations{w: w, seen: map[string][]string{}}
-	stream, err := w.Cluster.Dynamic.Resource(scenario.Tenants).Watch(w.ctx, metav1.ListOptions{})
-	w.must(err)
 	var done sync.WaitGroup
 	done.Go(func() {
-		for range stream.ResultChan() {
-			tenants, err := w.ListTenants(w.ctx)
-			if err != nil {
-				continue // the test is over
+		for w.ctx.Err() == nil { // the API server may end a watch at any time
+			if err := a.watch(w.ctx); err != nil && w.ctx.Err() == nil {
+				t := time.NewTimer(100 * time.Millisecond)
+				<-t.C
 			}
-			a.record(tenants)
 		}
 	})
-	w.t.Cleanup(func() { stream.Stop(); done.Wait() })
+	w.t.Cleanup(done.Wait)
 	return a
 }
 
-func (a *allocations) record(tenants map[string]scenario.Tenant) {
+func (a *allocations) watch(ctx context.Context) error {
+	stream, err := a.w.Cluster.Dynamic.Resource(scenario.Tenants).Watch(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	defer stream.Stop()
+	for event := range stream.ResultChan() {
+		if u, ok := event.Object.(*unstructured.Unstructured); ok && event.Type != watch.Error {
+			t, err := scenario.FromObject(u)
+			if err != nil {
+				return err
+			}
+			a.record(t)
+		}
+	}
+	return nil
+}
+
+func (a *allocations) record(t scenario.Tenant) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for name, t := range tenants {
-		if !t.EgressIP().IsValid() {
-			continue
-		}
-		if s := fmt.Sprint(t.Spec.EgressIPs, t.Spec.GatewayIPs); !slices.Contains(a.seen[name], s) {
-			a.seen[name] = append(a.seen[name], s)
-		}
+	if !t.EgressIP().IsValid() {
+		return
+	}
+	name := t.Metadata.Name
+	if s := fmt.Sprint(t.Spec.EgressIPs, t.Spec.GatewayIPs); !slices.Contains(a.seen[name], s) {
+		a.seen[name] = append(a.seen[name], s)
 	}
 }
 

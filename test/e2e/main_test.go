@@ -61,6 +61,9 @@ func TestLabelToPacketAndBack(t *testing.T) {
 		w.seenAs(pods["ns-blue"][0], blue)
 	})
 	t.Run("deleting the namespace releases", func(t *testing.T) {
+		for _, p := range pods["ns-red"] {
+			w.must(w.RemovePod(w.ctx, p)) // no kubelet here ends them
+		}
 		w.must(w.DeleteNamespace(w.ctx, "ns-red"))
 		w.must(w.WaitGone(w.ctx, "ns-red", soon))
 		w.gone(red.EgressIP().String(), red.GatewayIP().String(), "lab/ns-red")

@@ -70,7 +70,7 @@ func (c *Cluster) Tenant(ctx context.Context, name string) (t Tenant, found bool
 	if err != nil {
 		return Tenant{}, false, fmt.Errorf("get tenant %s: %w", name, err)
 	}
-	t, err = fromObject(u)
+	t, err = FromObject(u)
 	return t, err == nil, err
 }
 
@@ -82,7 +82,7 @@ func (c *Cluster) ListTenants(ctx context.Context) (map[string]Tenant, error) {
 	}
 	out := make(map[string]Tenant, len(l.Items))
 	for i := range l.Items {
-		t, err := fromObject(&l.Items[i])
+		t, err := FromObject(&l.Items[i])
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +124,8 @@ func (c *Cluster) WaitGone(ctx context.Context, name string, limit time.Duration
 	})
 }
 
-func fromObject(u *unstructured.Unstructured) (Tenant, error) {
+// FromObject reads an EgressTenant.
+func FromObject(u *unstructured.Unstructured) (Tenant, error) {
 	var t Tenant
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &t); err != nil {
 		return Tenant{}, fmt.Errorf("read tenant %s: %w", u.GetName(), err)
