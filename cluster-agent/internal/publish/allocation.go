@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	// batch is how many tenants get their addresses by one write of the pool.
+	// batch is how many tenants get their addresses by one write of the pool, and
+	// in one pass. More wait for the next one, which follows at once.
 	batch = 100
 	// transaction limits the time from reading a pool to the last write of an
 	// EgressTenant that rests on it. It must be far below minReservation.
@@ -99,12 +100,19 @@ func (p *pass) reserve(led *ledger, s *v1alpha1.EgressPoolStatus, wants []*want,
 		take(q.Addresses, allocate.Resting, q.Tenant)
 	}
 	for _, w := range wants {
+		w.refused = nil
+	}
+	for _, w := range wants {
+		if len(grants) == batch {
+			p.again = true
+			return
+		}
 		req := allocate.Request{Tenant: w.Name, Egress: w.Ask}
 		if w.HavePool == w.Pool {
 			req.Have = w.Have
 		}
 		grant, refusal := pool.Allocate(req)
-		if w.refused = nil; refusal != nil {
+		if refusal != nil {
 			w.refused = &derive.Refusal{Reason: refusal.Reason, Message: refusal.Message}
 			continue
 		}

@@ -72,6 +72,10 @@ func (w *want) why() *derive.Refusal {
 	return w.refused
 }
 
+// undecided says that it needs an allocation, and that this pass did not get to
+// it: there is nothing new to say of it.
+func (w *want) undecided() bool { return w.Allocate && w.refused == nil && w.stored == nil }
+
 func (w *want) names() []string {
 	out := make([]string, len(w.Members))
 	for i, m := range w.Members {
@@ -175,13 +179,10 @@ func (p *pass) allocate(ctx context.Context) error {
 	byPool := map[string][]*want{}
 	var rest []*want
 	for _, w := range p.wants {
-		switch {
-		case !w.Allocate:
-			rest = append(rest, w)
-		case len(byPool[w.Pool]) < batch:
+		if w.Allocate {
 			byPool[w.Pool] = append(byPool[w.Pool], w)
-		default:
-			p.again = true
+		} else {
+			rest = append(rest, w)
 		}
 	}
 	// The rest first: it includes those that give something up.

@@ -29,8 +29,8 @@ func (p *pass) writeStatus(ctx context.Context) error {
 	var changes []change
 	for _, w := range p.wants {
 		o := w.object()
-		if o == nil {
-			continue // its turn comes with a later batch
+		if o == nil || w.undecided() {
+			continue // its turn comes with a later pass
 		}
 		next := p.statusOf(w, o, statuses[w.Name], connected)
 		if !equality.Semantic.DeepEqual(o.Status, next) {

@@ -229,6 +229,11 @@ func (w *world) tenant(name string) *v1alpha1.EgressTenant {
 		return nil
 	}
 	w.must(err)
+	return w.convert(u)
+}
+
+func (w *world) convert(u *unstructured.Unstructured) *v1alpha1.EgressTenant {
+	w.t.Helper()
 	t := &v1alpha1.EgressTenant{}
 	w.must(runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, t))
 	return t
