@@ -29,27 +29,34 @@ func (k kernelAdapter) Apply(ctx context.Context, steps []plan.Step) []reconcile
 	return out
 }
 
+type flowsAdapter struct{ *flows.Flows }
+
+func (f flowsAdapter) Delete(ctx context.Context, matches []reconcile.FlowMatch) ([]int, error) {
+	of := make([]flows.Match, len(matches))
+	for i, m := range matches {
+		of[i] = flows.Match(m)
+	}
+	return f.Flows.Delete(ctx, of)
+}
+
 // countedFlows counts what is deleted, for the metrics.
 type countedFlows struct {
-	*flows.Flows
+	reconcile.Flows
 	deleted prometheus.Counter
 }
 
-func (f countedFlows) count(n int, err error) (int, error) {
-	f.deleted.Add(float64(n))
-	return n, err
-}
-
-func (f countedFlows) DeleteByEgressIP(ctx context.Context, addr netip.Addr, keepMark, mask uint32) (int, error) {
-	return f.count(f.Flows.DeleteByEgressIP(ctx, addr, keepMark, mask))
-}
-
-func (f countedFlows) DeleteByMark(ctx context.Context, mark, mask uint32) (int, error) {
-	return f.count(f.Flows.DeleteByMark(ctx, mark, mask))
+func (f countedFlows) Delete(ctx context.Context, matches []reconcile.FlowMatch) ([]int, error) {
+	counts, err := f.Flows.Delete(ctx, matches)
+	for _, n := range counts {
+		f.deleted.Add(float64(n))
+	}
+	return counts, err
 }
 
 func (f countedFlows) DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (int, error) {
-	return f.count(f.Flows.DeleteUntranslated(ctx, pods))
+	n, err := f.Flows.DeleteUntranslated(ctx, pods)
+	f.deleted.Add(float64(n))
+	return n, err
 }
 
 type announceAdapter struct{ *announce.Announcer }

@@ -122,7 +122,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		return nil, fmt.Errorf("audit spool: %w", err)
 	}
 	m := newMetrics(version)
-	conns := countedFlows{a.flows, m.flushed}
+	conns := countedFlows{flowsAdapter{a.flows}, m.flushed}
 	checks := &laterChecks{kernel: k, every: checkEvery}
 	a.loop = reconcile.NewLoop(reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,

@@ -49,7 +49,7 @@ func runCleanup(c Config, args []string, stdout io.Writer) error {
 		return fmt.Errorf("connection tracking: %w", err)
 	}
 	defer conns.Close()
-	steps, err := reconcile.Cleanup(context.Background(), kernelAdapter{k}, conns)
+	steps, err := reconcile.Cleanup(context.Background(), kernelAdapter{k}, flowsAdapter{conns})
 	for _, s := range steps {
 		fmt.Fprintln(stdout, s)
 	}

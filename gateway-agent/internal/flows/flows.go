@@ -93,20 +93,6 @@ func (f *Flows) Delete(ctx context.Context, matches []Match) ([]int, error) {
 	return counts, wrap(err, "delete connections")
 }
 
-// DeleteByEgressIP deletes the translated entries whose replies go to addr,
-// except those with keepMark within mask (keepMark 0: none is kept). It
-// returns how many it deleted.
-func (f *Flows) DeleteByEgressIP(ctx context.Context, addr netip.Addr, keepMark, mask uint32) (int, error) {
-	n, err := f.Delete(ctx, []Match{{Egress: addr, KeepMark: keepMark, Mask: mask}})
-	return n[0], wrap(err, "of egress IP %s", addr)
-}
-
-// DeleteByMark deletes the entries that carry mark within mask.
-func (f *Flows) DeleteByMark(ctx context.Context, mark, mask uint32) (int, error) {
-	n, err := f.Delete(ctx, []Match{{Mark: mark, Mask: mask}})
-	return n[0], wrap(err, "with mark %#x/%#x", mark, mask)
-}
-
 // DeleteUntranslated deletes the entries that started in pods, are not
 // translated and do not end on this machine: connections that would leave with
 // a pod's address for as long as they live.

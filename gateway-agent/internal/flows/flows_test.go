@@ -69,11 +69,15 @@ func TestDelete(t *testing.T) {
 		count  int
 		gone   []string
 	}{
-		"egress IP": {func(f *flows.Flows) (int, error) { return f.DeleteByEgressIP(ctx, blue, 0, mask) }, 6,
+		"egress IP": {func(f *flows.Flows) (int, error) {
+			return one(ctx, f, flows.Match{Egress: blue, KeepMark: 0, Mask: mask})
+		}, 6,
 			[]string{"10.128.0.10>203.0.113.10", "10.128.0.12>203.0.113.10"}},
-		"egress IP but its holder's": {func(f *flows.Flows) (int, error) { return f.DeleteByEgressIP(ctx, blue, 0x100000, mask) }, 3,
+		"egress IP but its holder's": {func(f *flows.Flows) (int, error) {
+			return one(ctx, f, flows.Match{Egress: blue, KeepMark: 0x100000, Mask: mask})
+		}, 3,
 			[]string{"10.128.0.12>203.0.113.10"}},
-		"mark": {func(f *flows.Flows) (int, error) { return f.DeleteByMark(ctx, 0x200000, mask) }, 3,
+		"mark": {func(f *flows.Flows) (int, error) { return one(ctx, f, flows.Match{Mark: 0x200000, Mask: mask}) }, 3,
 			[]string{"10.128.0.11>203.0.113.10"}},
 		"untranslated": {func(f *flows.Flows) (int, error) {
 			return f.DeleteUntranslated(ctx, []netip.Prefix{netip.MustParsePrefix("10.128.0.0/23")})
@@ -85,7 +89,7 @@ func TestDelete(t *testing.T) {
 			}
 			return n[0] + n[1], err
 		}, 6, []string{"10.128.0.11>203.0.113.10", "10.128.0.12>203.0.113.10"}},
-		"nothing": {func(f *flows.Flows) (int, error) { return f.DeleteByMark(ctx, 0x900000, mask) }, 0, nil},
+		"nothing": {func(f *flows.Flows) (int, error) { return one(ctx, f, flows.Match{Mark: 0x900000, Mask: mask}) }, 0, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n, f := table(t)
@@ -131,8 +135,13 @@ func TestVanishing(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); _, _ = n.Try("conntrack -F") }()
-	if _, err := f.DeleteByMark(context.Background(), 0x100000, mask); err != nil {
+	if _, err := one(context.Background(), f, flows.Match{Mark: 0x100000, Mask: mask}); err != nil {
 		t.Error(err)
 	}
 	<-done
+}
+
+func one(ctx context.Context, f *flows.Flows, m flows.Match) (int, error) {
+	n, err := f.Delete(ctx, []flows.Match{m})
+	return n[0], err
 }

@@ -87,6 +87,10 @@ func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 		fwd = append(fwd, "-s "+p.String()+" -j "+chainOut)
 		outside = append(outside, "-s "+p.String()+" -j DROP")
 	}
+	// Back out to where it came from goes nothing: this is what is left of
+	// connections of an egress IP that was released, and upstream would send it
+	// here again for as long as it routes the address to us.
+	outside = append(outside, "-o "+ext+" -j DROP")
 	// A reply that would not go to the inside has lost its way back.
 	outside = append(outside, reply, r.connmarked()+" -j DROP")
 	for _, p := range pods {

@@ -28,11 +28,21 @@ type Kernel interface {
 	Apply(context.Context, []plan.Step) []Failure
 }
 
-// Flows deletes connections; each method returns how many. Deleting what is
-// gone already is no error. Safe for concurrent use.
+// FlowMatch says which connections to delete: those that leave with Egress, but
+// not those with KeepMark (0: none is kept), or, without Egress, those that
+// carry Mark. Marks are compared within Mask.
+type FlowMatch struct {
+	Egress         netip.Addr
+	KeepMark, Mark uint32
+	Mask           uint32
+}
+
+// Flows deletes connections; its methods return how many. Deleting what is gone
+// already is no error. Safe for concurrent use.
 type Flows interface {
-	DeleteByEgressIP(ctx context.Context, addr netip.Addr, keepMark, mask uint32) (int, error)
-	DeleteByMark(ctx context.Context, mark, mask uint32) (int, error)
+	// Delete takes many matches because each look goes over all connections; it
+	// returns a count for each of them.
+	Delete(context.Context, []FlowMatch) ([]int, error)
 	DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (int, error)
 }
 

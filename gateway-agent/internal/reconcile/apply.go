@@ -90,32 +90,33 @@ func (l *Loop) announce(steps []plan.Step) []Failure {
 	return failures
 }
 
-// deleteFlows tells each deletion that found something: someone's connections
-// ended.
+// deleteFlows deletes for all steps in one go, and tells each that found
+// something: someone's connections ended. If it fails, it fails for all: none
+// of the tenants may go on to its next step.
 func (l *Loop) deleteFlows(ctx context.Context, steps []plan.Step) []Failure {
-	var failures []Failure
-	failed := map[string]bool{}
-	for _, s := range steps {
-		if failed[s.Tenant()] {
-			continue
-		}
-		var n int
-		var err error
+	matches := make([]FlowMatch, len(steps))
+	for i, s := range steps {
 		switch s := s.(type) {
 		case plan.DeleteEgressFlows:
-			n, err = l.Flows.DeleteByEgressIP(ctx, s.Egress, s.KeepMark, s.Mask)
+			matches[i] = FlowMatch{Egress: s.Egress, KeepMark: s.KeepMark, Mask: s.Mask}
 		case plan.DeleteMarkFlows:
-			n, err = l.Flows.DeleteByMark(ctx, s.Mark, s.Mask)
+			matches[i] = FlowMatch{Mark: s.Mark, Mask: s.Mask}
 		default:
-			err = errUnknownStep(s)
+			return []Failure{{s, errUnknownStep(s)}}
 		}
-		if err != nil {
-			failed[s.Tenant()] = true
-			failures = append(failures, Failure{s, fmt.Errorf("%s: %w", s, err)})
-		}
+	}
+	counts, err := l.Flows.Delete(ctx, matches)
+	for i, n := range counts {
 		if n > 0 {
-			l.Log.Info("connections ended", "tenant", s.Tenant(), "step", s.String(), "count", n)
-			l.tell(flushEvent(s.Tenant(), s.String(), n))
+			id, step := steps[i].Tenant(), steps[i].String()
+			l.Log.Info("connections ended", "tenant", id, "step", step, "count", n)
+			l.tell(flushEvent(id, step, n))
+		}
+	}
+	var failures []Failure
+	if err != nil {
+		for _, s := range steps {
+			failures = append(failures, Failure{s, fmt.Errorf("%s: %w", s, err)})
 		}
 	}
 	return failures

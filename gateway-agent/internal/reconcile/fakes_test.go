@@ -221,12 +221,20 @@ func (f *fakeFlows) add(s string) (int, error) {
 	return 1, nil
 }
 
-func (f *fakeFlows) DeleteByEgressIP(_ context.Context, a netip.Addr, keep, _ uint32) (int, error) {
-	return f.add(fmt.Sprintf("egress %s but %#x", a, keep))
-}
-
-func (f *fakeFlows) DeleteByMark(_ context.Context, mark, _ uint32) (int, error) {
-	return f.add(fmt.Sprintf("mark %#x", mark))
+func (f *fakeFlows) Delete(_ context.Context, matches []FlowMatch) ([]int, error) {
+	counts := make([]int, len(matches))
+	for i, m := range matches {
+		what := fmt.Sprintf("mark %#x", m.Mark)
+		if m.Egress.IsValid() {
+			what = fmt.Sprintf("egress %s but %#x", m.Egress, m.KeepMark)
+		}
+		n, err := f.add(what)
+		if err != nil {
+			return counts, err
+		}
+		counts[i] = n
+	}
+	return counts, nil
 }
 
 func (f *fakeFlows) DeleteUntranslated(_ context.Context, pods []netip.Prefix) (int, error) {
