@@ -34,11 +34,10 @@ type agent struct {
 	statuses *bus.StatusFollower
 	audit    *bus.Audit
 	auditor  auditAdapter
-	nodes    *publishedNodes
 	kube     *kube.Agent
-	loop     *publish.Loop
+	metrics  *publish.Metrics
+	loop     atomic.Pointer[publish.Loop] // of the current term as leader, or nil
 	server   *daemon.Server
-	leading  atomic.Bool
 	stopping atomic.Bool
 }
 
@@ -73,19 +72,15 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger) (*agent, error) {
 		return nil, fmt.Errorf("audit spool: %w; set CLUSTER_STATE_DIR to a writable directory", err)
 	}
 	a.auditor = auditAdapter{a.audit, c.Name}
-	a.nodes = &publishedNodes{cluster: c.Name, conn: a.conn, poke: func() { a.loop.Poke() }}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	a.kube, err = kube.New(cfg, kube.Options{Log: log, Clock: time.Now, Changed: func() { a.loop.Poke() }})
+	a.kube, err = kube.New(cfg, kube.Options{Log: log, Clock: time.Now, Changed: a.poke})
 	if err != nil {
 		return nil, err
 	}
-	a.loop = publish.New(publish.Options{
-		ClusterName: c.Name, Cluster: a.kube, Audit: a.auditor, Log: log, Clock: time.Now, Metrics: publish.NewMetrics(registry),
-		Bus: busAdapter{cluster: c.Name, networks: c.PodNetworks, conn: a.conn, writer: a.writer, statuses: a.statuses, nodes: a.nodes, log: log},
-	})
+	a.metrics = publish.NewMetrics(registry)
 	a.measure(registry, version)
-	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.loop.Turning, Ready: a.kube.Ready, Registry: registry}.Listen()
+	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.live, Ready: a.kube.Ready, Registry: registry}.Listen()
 	if err != nil {
 		return nil, fmt.Errorf("CLUSTER_LISTEN=%q: %w", c.Listen, err)
 	}
@@ -104,7 +99,7 @@ func (a *agent) measure(r prometheus.Registerer, version string) {
 		return 0
 	}
 	gauge("egress_nats_connected", "1 while there is a connection to NATS.", func() float64 { return truth(a.conn.Connected()) })
-	gauge("egress_leader", "1 while this replica leads.", func() float64 { return truth(a.leading.Load()) })
+	gauge("egress_leader", "1 while this replica leads.", func() float64 { return truth(a.loop.Load() != nil) })
 	gauge("egress_audit_spool_events", "Audit events that NATS has not taken yet.", func() float64 { return float64(a.audit.Pending()) })
 	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "egress_audit_dropped_total", Help: "Audit events that were lost since the spool was full.",
@@ -114,7 +109,7 @@ func (a *agent) measure(r prometheus.Registerer, version string) {
 	}, func() float64 { return 1 }))
 }
 
-// run serves until ctx ends or the lease is lost.
+// run serves until ctx ends.
 func (a *agent) run(ctx context.Context) error {
 	a.log.Info("starting", "version", daemon.Version(), "identity", a.config.Identity, "listen", a.server.Addr())
 	a.conn.OnStateChange(a.tellConnection)
@@ -128,9 +123,9 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go("http", a.server.Run)
 	g.Go("watch", a.kube.Run)
 	g.Go("writer", a.writer.Run)
-	g.Go("writer events", forward(a.writer.Changed(), a.loop.Resync))
+	g.Go("writer events", forward(a.writer.Changed(), a.resync))
 	g.Go("status", a.statuses.Run)
-	g.Go("status events", forward(a.statuses.Changed(), a.loop.Poke))
+	g.Go("status events", forward(a.statuses.Changed(), a.poke))
 	g.Go("leader", a.lead)
 	err := g.Wait()
 
@@ -141,7 +136,10 @@ func (a *agent) run(ctx context.Context) error {
 	return errors.Join(err, rearGroup.Wait(), a.conn.Close(), a.audit.Close())
 }
 
-// lead waits for warm caches, then for the lease, and then runs the loop.
+// lead waits for warm caches, and then leads whenever the lease is won. To lose
+// it, for instance since the API server is away for long, does not end the
+// program: nothing of the lost term is under way any more, and the caches stay
+// warm for the next one.
 func (a *agent) lead(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -152,14 +150,51 @@ func (a *agent) lead(ctx context.Context) error {
 		Namespace: a.config.LeaseNamespace, Name: a.config.LeaseName, Identity: a.config.Identity,
 		Duration: a.config.LeaseDuration, Renew: a.config.LeaseRenewDeadline, Retry: a.config.LeaseRetryPeriod,
 	}
-	return a.kube.Lead(ctx, lease, func(ctx context.Context) error {
-		a.leading.Store(true)
-		defer a.leading.Store(false)
-		g, _ := daemon.NewGroup(ctx)
-		g.Go("loop", a.loop.Run)
-		g.Go("published nodes", a.nodes.run)
-		return g.Wait()
+	for {
+		err := a.kube.Lead(ctx, lease, a.term)
+		if !errors.Is(err, kube.ErrLost) {
+			return err
+		}
+		a.log.Warn("no longer leading; trying to lead again", "err", err, "step", "lease")
+	}
+}
+
+// term is one term as leader. Each has a loop of its own, which knows nothing of
+// earlier ones: others may have led in between.
+func (a *agent) term(ctx context.Context) error {
+	nodes := &publishedNodes{cluster: a.config.Name, conn: a.conn, poke: a.poke}
+	loop := publish.New(publish.Options{
+		ClusterName: a.config.Name, Cluster: a.kube, Audit: a.auditor, Log: a.log, Clock: time.Now, Metrics: a.metrics,
+		Bus: busAdapter{cluster: a.config.Name, networks: a.config.PodNetworks, conn: a.conn, writer: a.writer, statuses: a.statuses, nodes: nodes, log: a.log},
 	})
+	a.loop.Store(loop)
+	defer a.loop.Store(nil)
+	g, _ := daemon.NewGroup(ctx)
+	g.Go("loop", loop.Run)
+	g.Go("published nodes", nodes.run)
+	return g.Wait()
+}
+
+// poke has the loop look again, if this replica leads.
+func (a *agent) poke() {
+	if l := a.loop.Load(); l != nil {
+		l.Poke()
+	}
+}
+
+// resync has the loop write to the bus again, if this replica leads.
+func (a *agent) resync() {
+	if l := a.loop.Load(); l != nil {
+		l.Resync()
+	}
+}
+
+// live fails if this replica leads and its loop does not turn over.
+func (a *agent) live() error {
+	if l := a.loop.Load(); l != nil {
+		return l.Turning()
+	}
+	return nil
 }
 
 // flush gives the last events a moment to leave; what does not stays on disk
@@ -182,7 +217,7 @@ func (a *agent) flush(ctx context.Context) {
 // tellConnection tells what happens to the connection, but for its end with
 // the process.
 func (a *agent) tellConnection(s bus.StateChange) {
-	a.loop.Poke()
+	a.poke()
 	if a.stopping.Load() {
 		return
 	}

@@ -22,6 +22,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	typedcore "k8s.io/client-go/kubernetes/typed/core/v1"
 
@@ -252,6 +253,31 @@ func TestFromLabelToGatewayAndBack(t *testing.T) {
 			t.Errorf("a restart changed the tenant: %+v", again)
 		}
 	})
+	t.Run("the lease is lost and won again", func(t *testing.T) {
+		leases := s.dynamic.Resource(schema.GroupVersionResource{Group: "coordination.k8s.io", Version: "v1", Resource: "leases"}).Namespace("egress-gateway")
+		_, err := leases.Patch(t.Context(), "egress-cluster-agent", "application/merge-patch+json", []byte(`{"spec":{"holderIdentity":"thief","leaseDurationSeconds":4}}`), metav1.PatchOptions{})
+		s.must(err)
+		s.until("the program to notice and to lead again", func() error {
+			l, err := leases.Get(t.Context(), "egress-cluster-agent", metav1.GetOptions{})
+			s.must(err)
+			if holder, _, _ := unstructured.NestedString(l.Object, "spec", "holderIdentity"); holder != "one" {
+				return fmt.Errorf("%q leads", holder)
+			}
+			return nil
+		})
+		s.namespace("ns-again")
+		s.isTold("ns-again")
+	})
+	t.Run("the API server away for longer than a lease lasts", func(t *testing.T) {
+		kubeServer.KillAPI()
+		time.Sleep(s.config.LeaseDuration + time.Second) // the outage itself
+		s.must(kubeServer.StartAPI())
+		s.namespace("ns-after")
+		s.isTold("ns-after")
+		if again := s.isTold("ns-blue"); again.UID != blue.UID || again.EgressIPs[0] != blue.EgressIPs[0] {
+			t.Errorf("the outage changed the tenant: %+v", again)
+		}
+	})
 	t.Run("released", func(t *testing.T) {
 		_, err := s.core.Namespaces().Patch(t.Context(), "ns-blue", "application/merge-patch+json", []byte(`{"metadata":{"labels":{"egress-gateway.io/pool":null}}}`), metav1.PatchOptions{})
 		s.must(err)
@@ -266,7 +292,7 @@ func TestFromLabelToGatewayAndBack(t *testing.T) {
 		s.until("the events", func() error {
 			kinds := map[string]int{}
 			err := bus.ReadAudit(t.Context(), s.conn, bus.AuditFilter{Cluster: "lab"}, func(e bus.AuditEvent) error { kinds[e.Kind]++; return nil })
-			if err != nil || kinds["alloc"] != 3 || kinds["release"] != 1 || kinds["apb"] < 4 || kinds["connect"] < 2 || kinds["loss"] < 1 {
+			if err != nil || kinds["alloc"] != 5 || kinds["release"] != 1 || kinds["apb"] < 4 || kinds["connect"] < 2 || kinds["loss"] < 1 {
 				return errors.Join(err, fmt.Errorf("%v", kinds))
 			}
 			return nil

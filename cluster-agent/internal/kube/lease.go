@@ -26,8 +26,7 @@ var ErrLost = errors.New("leadership lost: the lease could not be renewed in tim
 
 // Lead waits until this process is the leader, and then runs lead. It returns
 // nil when ctx ends, in this order: lead returns, the lease is given up. If the
-// lease is lost it returns ErrLost: the process should end, since what it has
-// under way rests on being the leader.
+// lease is lost, it waits for lead to return as well, and then returns ErrLost.
 func (a *Agent) Lead(ctx context.Context, l Lease, lead func(context.Context) error) error {
 	elected, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

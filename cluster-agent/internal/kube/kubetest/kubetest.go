@@ -46,6 +46,7 @@ const startTimeout = 2 * time.Minute
 type Server struct {
 	dir, host string
 	api, etcd *exec.Cmd
+	apiArgs   []string // the program and its arguments
 }
 
 // Main starts a server, applies the project's manifests and those of the
@@ -114,12 +115,25 @@ func (s *Server) start(binary string) error {
 		return err
 	}
 	s.host = "https://127.0.0.1:" + ports[2]
-	if s.api, err = s.run("kube-apiserver", binary, "--etcd-servers="+clients, "--secure-port="+ports[2], "--bind-address=127.0.0.1",
-		"--cert-dir="+s.dir+"/certs", "--service-account-issuer=https://kubetest", "--service-account-key-file="+s.dir+"/sa.key",
-		"--service-account-signing-key-file="+s.dir+"/sa.key", "--token-auth-file="+s.dir+"/tokens.csv", "--authorization-mode=RBAC"); err != nil {
+	s.apiArgs = []string{binary, "--etcd-servers=" + clients, "--secure-port=" + ports[2], "--bind-address=127.0.0.1",
+		"--cert-dir=" + s.dir + "/certs", "--service-account-issuer=https://kubetest", "--service-account-key-file=" + s.dir + "/sa.key",
+		"--service-account-signing-key-file=" + s.dir + "/sa.key", "--token-auth-file=" + s.dir + "/tokens.csv", "--authorization-mode=RBAC"}
+	return s.StartAPI()
+}
+
+// StartAPI starts the API server and waits until it is ready; Start has done so.
+func (s *Server) StartAPI() (err error) {
+	if s.api, err = s.run("kube-apiserver", s.apiArgs[0], s.apiArgs[1:]...); err != nil {
 		return err
 	}
 	return s.await()
+}
+
+// KillAPI kills the API server; etcd goes on.
+func (s *Server) KillAPI() {
+	_ = s.api.Process.Kill()
+	_ = s.api.Wait()
+	s.api = nil
 }
 
 func (s *Server) writeFiles() error {
