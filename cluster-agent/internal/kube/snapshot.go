@@ -24,7 +24,7 @@ import (
 
 // lists lists and watches all objects of a cluster-scoped resource.
 func lists(c rest.Interface, resource string) cache.ListerWatcher {
-	return cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything())
+	return patient(cache.NewListWatchFromClient(c, resource, metav1.NamespaceAll, fields.Everything()))
 }
 
 // namespaceLists lists and watches the metadata of all namespaces. There is no
@@ -32,12 +32,12 @@ func lists(c rest.Interface, resource string) cache.ListerWatcher {
 // seen to go.
 func (a *Agent) namespaceLists() cache.ListerWatcher {
 	c := a.metadata.Resource(namespacesResource())
-	return &cache.ListWatch{
+	return patient(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return c.List(ctx, o) },
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return c.Watch(ctx, o)
 		},
-	}
+	})
 }
 
 // slim drops what nobody reads and what takes most of the memory.
