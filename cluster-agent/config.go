@@ -10,11 +10,11 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"egress-gateway.io/shared/bus"
 	"egress-gateway.io/shared/daemon"
+	"egress-gateway.io/shared/settings"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -41,22 +41,6 @@ type Config struct {
 	NATS               bus.Config     `desc:"the NATS servers"`
 }
 
-// natsMeanings explains the variables of bus.Config, which has no tags for it.
-func natsMeanings() map[string]string {
-	return map[string]string{
-		"CLUSTER_NATS_URL":           "comma list of NATS servers: nats:// or tls://host:port",
-		"CLUSTER_NATS_CREDS_FILE":    "file with a JWT and its key; one of this, an nkey, or a user",
-		"CLUSTER_NATS_NKEY_FILE":     "file with an nkey seed",
-		"CLUSTER_NATS_USER":          "user name, for quick starts",
-		"CLUSTER_NATS_PASSWORD_FILE": "file with the user's password",
-		"CLUSTER_NATS_CA_FILE":       "file with the CA certificates that verify the servers",
-		"CLUSTER_NATS_CERT_FILE":     "file with this agent's own certificate",
-		"CLUSTER_NATS_KEY_FILE":      "file with the certificate's key",
-		"CLUSTER_NATS_TLS_FIRST":     "true: begin with TLS, as servers with handshake_first want",
-		"CLUSTER_NATS_REPLICAS":      "copies of what this agent creates in JetStream: 1, or 3 in a cluster of three",
-	}
-}
-
 // podNamespace is where a pod finds the name of its namespace.
 const podNamespace = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
@@ -64,10 +48,9 @@ const podNamespace = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 // that is wrong; each line names the variable, the value and the remedy.
 func loadConfig(environ []string) (Config, error) {
 	var c Config
-	errs := unknownVariables(envPrefix, environ, &c)
-	if unread := processEnv(envPrefix, &c); len(unread) > 0 {
-		// To judge the zero value of what could not be read would only confuse.
-		return c, errors.Join(append(errs, unread...)...)
+	complete, errs := settings.Read("cluster-agent", envPrefix, environ, &c)
+	if !complete {
+		return c, errors.Join(errs...)
 	}
 	if c.Identity == "" {
 		host, err := os.Hostname()
@@ -146,10 +129,6 @@ func joined(list []netip.Prefix) string {
 
 // printHelp explains the program and all its variables.
 func printHelp(w io.Writer) error {
-	list, err := describeVariables(envPrefix, &Config{}, natsMeanings())
-	if err != nil {
-		return err
-	}
 	fmt.Fprint(w, `cluster-agent gives the tenants of one cluster their egress addresses: it watches
 namespaces, nodes and EgressPools, stores allocations in EgressTenants, writes the
 routes for OVN-Kubernetes, and tells the gateways over NATS. It serves until
@@ -159,13 +138,5 @@ Usage: cluster-agent [--help | --version]
 
 Environment variables:
 `)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, v := range list {
-		value := v.value
-		if value == "" {
-			value = "-"
-		}
-		fmt.Fprintf(t, "  %s\t%s\t%s\n", v.name, value, v.meaning)
-	}
-	return t.Flush()
+	return settings.Print(w, envPrefix, &Config{})
 }

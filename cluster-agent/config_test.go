@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"egress-gateway.io/shared/settings"
 )
 
 // configured returns what loadConfig says of these variables.
@@ -41,7 +43,7 @@ func TestConfig(t *testing.T) {
 		{"a log level that is none", map[string]string{"CLUSTER_LOG_LEVEL": "loud"}, []string{`CLUSTER_LOG_LEVEL="loud"`, "debug"}},
 		{"a log format that is none", map[string]string{"CLUSTER_LOG_FORMAT": "xml"}, []string{`CLUSTER_LOG_FORMAT="xml"`, "json"}},
 		{"a NATS URL that is none", map[string]string{"CLUSTER_NATS_URL": "http://x"}, []string{"CLUSTER_NATS_URL", "nats://"}},
-		{"a misspelt variable", map[string]string{"CLUSTER_NATSURL": "nats://a:4222"}, []string{"CLUSTER_NATSURL", "--help"}},
+		{"a misspelt variable", map[string]string{"CLUSTER_NATSURL": "nats://a:4222"}, []string{"CLUSTER_NATSURL", "did you mean CLUSTER_NATS_URL?"}},
 		{"several mistakes at once", map[string]string{"CLUSTER_NAME": "X", "CLUSTER_LISTEN": "x"}, []string{"CLUSTER_NAME", "CLUSTER_LISTEN"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -69,16 +71,16 @@ func TestHelpExplainsEveryVariable(t *testing.T) {
 	if code := run([]string{"--help"}, nil, &b, &b); code != exitOK {
 		t.Fatalf("exit code %d", code)
 	}
-	all, err := describeVariables(envPrefix, &Config{}, natsMeanings())
+	all, err := settings.Describe(envPrefix, &Config{})
 	if err != nil || len(all) < 20 {
 		t.Fatal(all, err)
 	}
 	for _, v := range all {
-		if v.meaning == "" {
-			t.Errorf("%s has no meaning", v.name)
+		if v.Meaning == "" {
+			t.Errorf("%s has no meaning", v.Name)
 		}
-		if !strings.Contains(b.String(), v.name) || !strings.Contains(b.String(), v.meaning) {
-			t.Errorf("--help lacks %s", v.name)
+		if !strings.Contains(b.String(), v.Name) || !strings.Contains(b.String(), v.Meaning) {
+			t.Errorf("--help lacks %s", v.Name)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"egress-gateway.io/shared/bus"
 	"egress-gateway.io/shared/daemon"
+	"egress-gateway.io/shared/settings"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -44,30 +45,13 @@ type Config struct {
 	NATS              bus.Config     `desc:"the NATS servers"`
 }
 
-// natsMeanings explains the variables of bus.Config, which has no tags for it.
-func natsMeanings() map[string]string {
-	return map[string]string{
-		"GATEWAY_NATS_URL":           "comma list of NATS servers: nats:// or tls://host:port",
-		"GATEWAY_NATS_CREDS_FILE":    "file with a JWT and its key; one of this, an nkey, or a user",
-		"GATEWAY_NATS_NKEY_FILE":     "file with an nkey seed",
-		"GATEWAY_NATS_USER":          "user name, for quick starts",
-		"GATEWAY_NATS_PASSWORD_FILE": "file with the user's password",
-		"GATEWAY_NATS_CA_FILE":       "file with the CA certificates that verify the servers",
-		"GATEWAY_NATS_CERT_FILE":     "file with this gateway's own certificate",
-		"GATEWAY_NATS_KEY_FILE":      "file with the certificate's key",
-		"GATEWAY_NATS_TLS_FIRST":     "true: begin with TLS, as servers with handshake_first want",
-		"GATEWAY_NATS_REPLICAS":      "copies of what this agent creates in JetStream: 1, or 3 in a cluster of three",
-	}
-}
-
 // loadConfig reads and validates the environment. The error joins everything
 // that is wrong; each line names the variable, the value and the remedy.
 func loadConfig(environ []string) (Config, error) {
 	var c Config
-	errs := unknownVariables(envPrefix, environ, &c)
-	if unread := processEnv(envPrefix, &c); len(unread) > 0 {
-		// To judge the zero value of what could not be read would only confuse.
-		return c, errors.Join(append(errs, unread...)...)
+	complete, errs := settings.Read("gateway-agent", envPrefix, environ, &c)
+	if !complete {
+		return c, errors.Join(errs...)
 	}
 	return c, errors.Join(append(errs, c.validate()...)...)
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"egress-gateway.io/shared/bus"
+
+	"egress-gateway.io/shared/settings"
 )
 
 // setEnv makes vars the only GATEWAY_* variables, on top of the required ones.
@@ -91,9 +93,13 @@ func TestConfigEveryVariable(t *testing.T) {
 		"NATS_TLS_FIRST":     {"true", func(c Config) bool { return c.NATS.TLSFirst }, map[string]string{"maybe": "true or false"}, nil},
 		"NATS_REPLICAS":      {"3", func(c Config) bool { return c.NATS.Replicas == 3 }, map[string]string{"0": "want 1", "x": "want a number"}, nil},
 	}
-	for _, name := range variables(envPrefix, &Config{}) {
-		if _, ok := tests[strings.TrimPrefix(name, "GATEWAY_")]; !ok {
-			t.Errorf("no test of %s", name)
+	all, err := settings.Describe(envPrefix, &Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range all {
+		if _, ok := tests[strings.TrimPrefix(v.Name, "GATEWAY_")]; !ok {
+			t.Errorf("no test of %s", v.Name)
 		}
 	}
 	with := func(tt map[string]string, name, value string) map[string]string {
@@ -146,28 +152,20 @@ func TestConfigAllErrorsAtOnce(t *testing.T) {
 
 // TestHelpListsEveryVariable: each with a meaning.
 func TestHelpListsEveryVariable(t *testing.T) {
-	list, err := describeVariables(envPrefix, &Config{}, natsMeanings())
-	if err != nil {
-		t.Fatal(err)
+	list, err := settings.Describe(envPrefix, &Config{})
+	if err != nil || len(list) < 20 {
+		t.Fatal(list, err)
 	}
 	var out bytes.Buffer
 	if err := printHelp(&out); err != nil {
 		t.Fatal(err)
 	}
 	for _, v := range list {
-		if v.meaning == "" {
-			t.Errorf("%s has no meaning", v.name)
+		if v.Meaning == "" {
+			t.Errorf("%s has no meaning", v.Name)
 		}
-		if !strings.Contains(out.String(), v.name+" ") || !strings.Contains(out.String(), v.meaning) {
-			t.Errorf("the help lacks %s", v.name)
-		}
-	}
-	if len(list) != len(variables(envPrefix, &Config{})) {
-		t.Errorf("%d variables described", len(list))
-	}
-	for name := range natsMeanings() {
-		if !slices.ContainsFunc(list, func(v variable) bool { return v.name == name }) {
-			t.Errorf("%s is explained, but does not exist", name)
+		if !strings.Contains(out.String(), v.Name+" ") || !strings.Contains(out.String(), v.Meaning) {
+			t.Errorf("the help lacks %s", v.Name)
 		}
 	}
 }

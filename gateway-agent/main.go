@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"egress-gateway.io/shared/daemon"
+	"egress-gateway.io/shared/settings"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Environ(), os.Stdout, os.Stderr)) }
@@ -99,11 +100,7 @@ Usage:
 		fmt.Fprintf(w, "  gateway-agent %-38s %s\n", strings.TrimSpace(c.name+" "+c.args), c.summary)
 	}
 	fmt.Fprintf(w, "  gateway-agent %-38s %s\n\nEnvironment variables, with their defaults:\n", "--help | --version", "")
-	list, err := describeVariables(envPrefix, &Config{}, natsMeanings())
-	if err != nil {
-		return err
-	}
-	return printVariables(w, list)
+	return settings.Print(w, envPrefix, &Config{})
 }
 
 // noArgs is the error of arguments where none are taken.

@@ -20,23 +20,23 @@ import (
 // connect, so that they can be rotated without a restart.
 type Config struct {
 	// URL lists servers: nats:// or tls://host:port, comma-separated.
-	URL []string `default:"nats://127.0.0.1:4222"`
+	URL []string `default:"nats://127.0.0.1:4222" desc:"comma list of NATS servers: nats:// or tls://host:port"`
 	// CredsFile holds a JWT and its key (operator mode, hosted NATS).
-	CredsFile string `split_words:"true"`
+	CredsFile string `split_words:"true" desc:"file with a JWT and its key; one of this, an nkey, or a user"`
 	// NkeyFile holds an nkey seed.
-	NkeyFile string `split_words:"true"`
+	NkeyFile string `split_words:"true" desc:"file with an nkey seed"`
 	// User and PasswordFile are for quick starts.
-	User         string
-	PasswordFile string `split_words:"true"`
+	User         string `desc:"user name, for quick starts"`
+	PasswordFile string `split_words:"true" desc:"file with the user's password"`
 	// CAFile verifies the server; CertFile and KeyFile are the client's own.
-	CAFile   string `split_words:"true"`
-	CertFile string `split_words:"true"`
-	KeyFile  string `split_words:"true"`
+	CAFile   string `split_words:"true" desc:"file with the CA certificates that verify the servers"`
+	CertFile string `split_words:"true" desc:"file with this agent's own certificate"`
+	KeyFile  string `split_words:"true" desc:"file with the certificate's key"`
 	// TLSFirst begins with TLS instead of NATS's plain greeting, as TLS
 	// passthrough needs. The server must have handshake_first.
-	TLSFirst bool `split_words:"true"`
+	TLSFirst bool `split_words:"true" desc:"true: begin with TLS, as servers with handshake_first want"`
 	// Replicas is the number of copies of what this agent creates in JetStream.
-	Replicas int `default:"1"`
+	Replicas int `default:"1" desc:"copies of what this agent creates in JetStream: 1, or 3 in a cluster of three"`
 }
 
 // Validate checks everything that needs no connection. Its messages name the

@@ -153,7 +153,13 @@ func TestAPIServerAwayForAMinute(t *testing.T) {
 		}
 		return true, nil
 	})
-	w.served("after-outage")
+	// What plays OVN's part reconnects in client-go's own time, up to a minute.
+	w.must(w.AddNamespace(w.ctx, "after-outage"))
+	w.must(w.Label(w.ctx, "after-outage", "public"))
+	tenant, err := w.WaitReady(w.ctx, "after-outage", 2*time.Minute)
+	w.must(err)
+	w.allow(tenant)
+	w.seenAs(w.pod("node1", "after-outage"), tenant)
 	w.allUnharmed(flows)
 }
 

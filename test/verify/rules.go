@@ -29,6 +29,7 @@ var impure = []string{"os", "os/exec", "net", "net/http", "log", "log/slog", "sy
 var ours = map[string][]string{
 	"shared/tenant":                    nil,
 	"shared/daemon":                    nil,
+	"shared/settings":                  nil,
 	"shared/bus":                       {"shared/tenant"},
 	"gateway-agent":                    {"gateway-agent/internal/...", "shared/..."},
 	"gateway-agent/internal/plan":      {"shared/tenant"},
@@ -54,7 +55,7 @@ var soleImporters = map[string][]string{
 	"github.com/ti-mo/conntrack":           {"gateway-agent/internal/flows"},
 	"github.com/nats-io/nats.go":           {"shared/bus"},
 	"k8s.io/client-go":                     {"cluster-agent/internal/kube"},
-	"github.com/kelseyhightower/envconfig": {"gateway-agent", "cluster-agent"},
+	"github.com/kelseyhightower/envconfig": {"shared/settings"},
 }
 
 // bannedNames are package names that say nothing.
