@@ -4,6 +4,8 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -36,7 +38,7 @@ func TestConfig(t *testing.T) {
 		{"pod networks that are none", map[string]string{"CLUSTER_POD_NETWORKS": "10.128.0.0"}, []string{`CLUSTER_POD_NETWORKS="10.128.0.0"`, "comma list of networks"}},
 		{"host bits", map[string]string{"CLUSTER_POD_NETWORKS": "10.128.0.1/14"}, []string{`CLUSTER_POD_NETWORKS="10.128.0.1/14"`}},
 		{"everything is a pod", map[string]string{"CLUSTER_POD_NETWORKS": "0.0.0.0/0"}, []string{"CLUSTER_POD_NETWORKS"}},
-		{"a duration that is none", map[string]string{"CLUSTER_LEASE_DURATION": "15"}, []string{`CLUSTER_LEASE_DURATION="15"`, "e.g. 15s"}},
+		{"a duration that is none", map[string]string{"CLUSTER_LEASE_DURATION": "15"}, []string{`CLUSTER_LEASE_DURATION="15"`, "e.g. 30s"}},
 		{"a lease that can not work", map[string]string{"CLUSTER_LEASE_RENEW_DEADLINE": "20s"}, []string{"CLUSTER_LEASE_DURATION", "20s"}},
 		{"no such kubeconfig", map[string]string{"CLUSTER_KUBECONFIG": "/no/such"}, []string{`CLUSTER_KUBECONFIG="/no/such"`}},
 		{"no address to listen on", map[string]string{"CLUSTER_LISTEN": "9808"}, []string{`CLUSTER_LISTEN="9808"`, "host:port"}},
@@ -97,5 +99,27 @@ func TestCommandLine(t *testing.T) {
 	t.Setenv("CLUSTER_NAME", "X")
 	if code := run(nil, []string{"CLUSTER_NAME=X"}, &out, &errs); code != exitError || !strings.Contains(errs.String(), `CLUSTER_NAME="X"`) {
 		t.Errorf("a wrong configuration: %d, %q", code, errs.String())
+	}
+}
+
+// TestDocsListEveryVariable keeps the table in the documentation true.
+func TestDocsListEveryVariable(t *testing.T) {
+	const file = "../docs/cluster-agent.md"
+	page, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := settings.Describe(envPrefix, &Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range list {
+		value := ""
+		if v.Default != "" {
+			value = "`" + v.Default + "`"
+		}
+		if row := fmt.Sprintf("| `%s` | %s | %s |", v.Name, value, v.Meaning); !strings.Contains(string(page), row) {
+			t.Errorf("%s lacks the row\n%s", file, row)
+		}
 	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -166,6 +167,28 @@ func TestHelpListsEveryVariable(t *testing.T) {
 		}
 		if !strings.Contains(out.String(), v.Name+" ") || !strings.Contains(out.String(), v.Meaning) {
 			t.Errorf("the help lacks %s", v.Name)
+		}
+	}
+}
+
+// TestDocsListEveryVariable keeps the table in the documentation true.
+func TestDocsListEveryVariable(t *testing.T) {
+	const file = "../docs/gateway-agent.md"
+	page, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := settings.Describe(envPrefix, &Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range list {
+		value := ""
+		if v.Default != "" {
+			value = "`" + v.Default + "`"
+		}
+		if row := fmt.Sprintf("| `%s` | %s | %s |", v.Name, value, v.Meaning); !strings.Contains(string(page), row) {
+			t.Errorf("%s lacks the row\n%s", file, row)
 		}
 	}
 }

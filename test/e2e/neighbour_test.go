@@ -88,3 +88,31 @@ func TestUntranslatedFlowFromBeforeIsHealed(t *testing.T) {
 		t.Errorf("the socket was seen as %v, want %s only", r.Sources, blue.EgressIP())
 	}
 }
+
+// Pods that no tenant covers may be led to the VM all the same: by the nodes'
+// own default route, as OVN does once an APB is gone. They are refused, and
+// what a released tenant still sends is.
+func TestPodsWithoutTenantAreRefused(t *testing.T) {
+	w := newWorld(t, nodesLeadToGateway)
+	w.must(w.CreatePool(w.ctx, scenario.DemoPool()))
+	blue := w.tenant("ns-blue", "public")
+	p := w.pod("node1", "ns-blue")
+	w.seenAs(p, blue)
+	w.must(w.AddNamespace(w.ctx, "ns-none"))
+	none := w.pod("node2", "ns-none")
+
+	flow := w.udp(p)
+	w.must(w.Unlabel(w.ctx, "ns-blue"))
+	w.must(w.WaitGone(w.ctx, "ns-blue", soon))
+	w.until("the released tenant's flow to be refused", func() (bool, error) { return flow.Snapshot().Refused > 5, nil })
+	if r := flow.Stop(); len(r.Sources) != 1 || r.Sources[blue.EgressIP()] == 0 {
+		t.Errorf("the flow was seen as %v, want %s and then nothing", r.Sources, blue.EgressIP())
+	}
+	for _, p := range []*lab.Pod{p, none} {
+		ctx, cancel := context.WithTimeout(w.ctx, 2*time.Second)
+		if source, err := scenario.SeenAs(ctx, p); err == nil {
+			t.Errorf("pod %s has no tenant, and was seen as %s", p, source)
+		}
+		cancel()
+	}
+}

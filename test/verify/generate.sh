@@ -4,4 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 test/tools/build.sh controller-gen
+build/bin/controller-gen object paths=./cluster-agent/internal/kube/ovn
 build/bin/controller-gen object paths=./cluster-agent/api/... crd output:crd:dir=deploy/crds
