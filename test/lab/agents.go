@@ -68,7 +68,7 @@ func (l *Lab) ClusterEnv(name string) map[string]string {
 	l.mu.Unlock()
 	return map[string]string{
 		"CLUSTER_LISTEN": fmt.Sprintf("127.0.0.1:%d", port),
-		"CLUSTER_NAME":   "lab", "CLUSTER_POD_NETWORKS": PodNetworks,
+		"CLUSTER_NAME":   "lab", "CLUSTER_POD_NETWORKS": l.podNetworks(),
 		"CLUSTER_NATS_URL": l.NATSURL(), "CLUSTER_KUBECONFIG": l.path("cluster-agent.kubeconfig"),
 		"CLUSTER_STATE_DIR": l.path("agents", name),
 	}

@@ -52,6 +52,11 @@ func (l *Lab) makeGateway() error {
 			return err
 		}
 	}
+	if l.opts.DualStack {
+		if err := l.addGateway6(); err != nil {
+			return err
+		}
+	}
 	return l.addRoute(PartGateway, "default", Server, "enp7s0")
 }
 

@@ -54,7 +54,10 @@ func (in *insiders) stop() error {
 
 // startServers starts the outside server, and one like it on LANHost.
 func (l *Lab) startServers() error {
-	for part, addrs := range map[Part][]string{PartExternal: {Server, ServerFar}, PartInternal: {LANHost}} {
+	for part, addrs := range map[Part][]string{
+		PartExternal: l.dual([]string{Server, ServerFar}, Server6, ServerFar6),
+		PartInternal: l.dual([]string{LANHost}, LANHost6),
+	} {
 		name := "server-" + string(part)
 		if l.opts.Detach {
 			argv := append([]string{"lab", "serve"}, addrs...)
@@ -107,6 +110,6 @@ func (l *Lab) startStandin(ctx context.Context) error {
 func StandinConfig(lab string) apbstandin.Config {
 	return apbstandin.Config{
 		Namespace: func(node string) string { return namespaceOf(lab, Part(node)) },
-		NIC:       nodeNIC, ClusterNetwork: PodNetworks,
+		NIC:       nodeNIC, ClusterNetworks: []string{PodNetworks, PodNetworks6},
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -49,6 +50,10 @@ type Options struct {
 	// address, untranslated: pods that no policy covers then reach the gateway
 	// with their own address. Default: such pods reach nothing outside.
 	NodeDefaultViaGateway bool
+
+	// DualStack adds the IPv6 plane of dualstack.go: nodes, pods, gateway VM and
+	// servers then have an address of each family.
+	DualStack bool
 
 	// Detach lets the lab outlive the calling program: its processes do not die
 	// with it, and the outside server and the stand-in run as processes of the
@@ -181,12 +186,13 @@ func (l *Lab) startControl(ctx context.Context) error {
 // makeSwitches builds the three networks with all that is not a machine.
 func (l *Lab) makeSwitches() error {
 	switches := []struct {
-		part Part
-		addr string
+		part  Part
+		addrs []string
+		addr6 string
 	}{
-		{PartInternal, cidr(LANHost, internalBits)},
-		{PartExternal, cidr(Server, externalBits)},
-		{PartControl, cidr(Control, controlBits)},
+		{PartInternal, []string{cidr(LANHost, internalBits)}, cidr(LANHost6, bits6)},
+		{PartExternal, []string{cidr(Server, externalBits)}, cidr(Server6, bits6)},
+		{PartControl, []string{cidr(Control, controlBits)}, ""},
 	}
 	for _, s := range switches {
 		if err := l.makePart(s.part); err != nil {
@@ -197,21 +203,30 @@ func (l *Lab) makeSwitches() error {
 		if err != nil {
 			return err
 		}
-		if err := l.makeBridge(s.part, bridge, s.addr); err != nil {
+		if err := l.makeBridge(s.part, bridge, s.addrs...); err != nil {
 			return err
+		}
+		if l.opts.DualStack && s.addr6 != "" {
+			if err := l.addBridge6(s.part, s.addr6); err != nil {
+				return err
+			}
 		}
 	}
 	h, err := l.netlink(PartExternal)
 	if err != nil {
 		return err
 	}
-	if err := configure(h, "lo", cidr(ServerFar, 32)); err != nil {
+	if err := configure(h, "lo", l.dual([]string{cidr(ServerFar, 32)}, cidr(ServerFar6, 128))...); err != nil {
 		return err
 	}
 	// The server answers leaked addresses too, and may try to reach pods: what
 	// must not work shall fail because of the gateway, not for want of a route.
-	for _, network := range []string{PodNetworks, InternalNetwork} {
-		if err := l.addRoute(PartExternal, network, GatewayExternal, bridge); err != nil {
+	for _, network := range l.dual([]string{PodNetworks, InternalNetwork}, PodNetworks6, InternalNetwork6) {
+		gateway := GatewayExternal
+		if netip.MustParsePrefix(network).Addr().Is6() {
+			gateway = GatewayExternal6
+		}
+		if err := l.addRoute(PartExternal, network, gateway, bridge); err != nil {
 			return err
 		}
 	}

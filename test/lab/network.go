@@ -148,7 +148,8 @@ func (l *Lab) unplug(switchPart Part, port string) error {
 	return nil
 }
 
-// configure adds addresses to a link and sets it up.
+// configure adds addresses to a link and sets it up. IPv6 addresses work at
+// once, whatever the link's settings and even before it has a carrier.
 func configure(h *netlink.Handle, name string, addrs ...string) error {
 	link, err := h.LinkByName(name)
 	if err != nil {
@@ -158,6 +159,9 @@ func configure(h *netlink.Handle, name string, addrs ...string) error {
 		addr, err := netlink.ParseAddr(a)
 		if err != nil {
 			return fmt.Errorf("address %s: %w", a, err)
+		}
+		if addr.IP.To4() == nil {
+			addr.Flags = unix.IFA_F_NODAD
 		}
 		if err := h.AddrAdd(link, addr); err != nil {
 			return fmt.Errorf("add %s to %s: %w", a, name, err)

@@ -4,11 +4,11 @@ package lab
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,6 +32,10 @@ type NodeSpec struct {
 	Name    string
 	Address netip.Addr   // inside InternalNetwork
 	Subnet  netip.Prefix // inside PodNetworks
+
+	// The same for the IPv6 plane.
+	Address6 netip.Addr
+	Subnet6  netip.Prefix
 }
 
 // Node is a node of the lab: a namespace and a Node object with the
@@ -41,7 +45,12 @@ type Node struct {
 	Address netip.Addr
 	Subnet  netip.Prefix
 
+	// Not valid without Options.DualStack.
+	Address6 netip.Addr
+	Subnet6  netip.Prefix
+
 	nextPod     netip.Addr
+	nextPod6    netip.Addr
 	pods        int            // pods made so far, for their ports' names
 	podsOf      map[string]int // the same by namespace, for their own names
 	sharedReady chan struct{}  // closed once the namespace of SharedNetwork pods is made; nil before
@@ -114,6 +123,16 @@ func (l *Lab) reserveNode(spec NodeSpec) (*Node, error) {
 		n.Subnet = nodeSubnet(index)
 	}
 	n.nextPod = firstPod(n.Subnet)
+	if l.opts.DualStack {
+		n.Address6, n.Subnet6 = spec.Address6, spec.Subnet6
+		if !n.Address6.IsValid() {
+			n.Address6 = nodeAddress6(index)
+		}
+		if !n.Subnet6.IsValid() {
+			n.Subnet6 = nodeSubnet6(index)
+		}
+		n.nextPod6 = firstPod(n.Subnet6)
+	}
 	l.nodes[n.Name] = n
 	return n, nil
 }
@@ -123,22 +142,22 @@ func (l *Lab) makeNode(n *Node) error {
 	if err := l.makePart(part); err != nil {
 		return err
 	}
-	err := namespace.Sysctl(l.Namespace(part),
-		[2]string{"ipv4/ip_forward", "1"},
-		[2]string{"ipv4/conf/all/rp_filter", "0"},
-		[2]string{"ipv4/conf/default/rp_filter", "0"},
-		[2]string{"ipv4/conf/all/send_redirects", "0"},
-		[2]string{"ipv4/conf/default/send_redirects", "0"},
+	settings := append(slices.Clone(noWait), [][2]string{
+		{"ipv4/ip_forward", "1"},
+		{"ipv4/conf/all/rp_filter", "0"},
+		{"ipv4/conf/default/rp_filter", "0"},
+		{"ipv4/conf/all/send_redirects", "0"},
+		{"ipv4/conf/default/send_redirects", "0"},
 		// Else SetNodeAddress would take the new address away with the old one.
-		[2]string{"ipv4/conf/all/promote_secondaries", "1"},
+		{"ipv4/conf/all/promote_secondaries", "1"},
 		// OVN does not follow redirects either; a gateway must not rely on it.
-		[2]string{"ipv4/conf/all/accept_redirects", "0"},
-		[2]string{"ipv4/conf/default/accept_redirects", "0"},
-	)
-	if err != nil {
+		{"ipv4/conf/all/accept_redirects", "0"},
+		{"ipv4/conf/default/accept_redirects", "0"},
+	}...)
+	if err := namespace.Sysctl(l.Namespace(part), settings...); err != nil {
 		return err
 	}
-	err = l.plug(cable{part: part, nic: nodeNIC, addrs: []string{cidr(n.Address.String(), internalBits)},
+	err := l.plug(cable{part: part, nic: nodeNIC, addrs: []string{cidr(n.Address.String(), internalBits)},
 		switchPart: PartInternal, bridge: bridge, port: nodePort(n.Name)})
 	if err != nil {
 		return err
@@ -148,6 +167,11 @@ func (l *Lab) makeNode(n *Node) error {
 	}
 	if err := l.makeBridge(part, podsBr, cidr(podRouter(n.Subnet).String(), n.Subnet.Bits())); err != nil {
 		return err
+	}
+	if l.opts.DualStack {
+		if err := l.addNode6(n); err != nil {
+			return err
+		}
 	}
 	if l.opts.NodeDefaultViaGateway {
 		return l.addRoute(part, "default", GatewayInternal, nodeNIC)
@@ -174,6 +198,12 @@ func (l *Lab) routeBetweenNodes() error {
 				continue
 			}
 			if err := l.addRoute(Part(from.Name), to.Subnet.String(), to.Address.String(), nodeNIC); err != nil {
+				return err
+			}
+			if !l.opts.DualStack {
+				continue
+			}
+			if err := l.addRoute(Part(from.Name), to.Subnet6.String(), to.Address6.String(), nodeNIC); err != nil {
 				return err
 			}
 		}
@@ -210,16 +240,24 @@ func (l *Lab) RemoveNode(ctx context.Context, name string) error {
 	}
 	for _, other := range l.Nodes() {
 		errs = append(errs, l.dropRoute(Part(other), n.Subnet))
+		if l.opts.DualStack {
+			errs = append(errs, l.dropRoute(Part(other), n.Subnet6))
+		}
 	}
 	return errors.Join(errs...)
 }
 
-// SetNodeSubnet gives a node another pod subnet, on the network and then in the
-// API. Pods that it has keep their old addresses, and are cut off.
+// SetNodeSubnet gives a node another pod subnet of the given one's family, on
+// the network and then in the API. Pods that it has keep their old addresses, and are cut off.
 func (l *Lab) SetNodeSubnet(ctx context.Context, name string, subnet netip.Prefix) error {
 	return l.changeNode(ctx, name, func(n *Node) error {
 		old := n.Subnet
-		n.Subnet, n.nextPod = subnet.Masked(), firstPod(subnet)
+		if subnet.Addr().Is6() {
+			old = n.Subnet6
+			n.Subnet6, n.nextPod6 = subnet.Masked(), firstPod(subnet)
+		} else {
+			n.Subnet, n.nextPod = subnet.Masked(), firstPod(subnet)
+		}
 		for _, other := range l.Nodes() {
 			if other != name {
 				if err := l.dropRoute(Part(other), old); err != nil {
@@ -231,10 +269,15 @@ func (l *Lab) SetNodeSubnet(ctx context.Context, name string, subnet netip.Prefi
 	})
 }
 
-// SetNodeAddress gives a node another address, on the network and then in the
-// API.
+// SetNodeAddress gives a node another address of the given one's family, on the
+// network and then in the API.
 func (l *Lab) SetNodeAddress(ctx context.Context, name string, addr netip.Addr) error {
 	return l.changeNode(ctx, name, func(n *Node) error {
+		if addr.Is6() {
+			old := n.Address6
+			n.Address6 = addr
+			return l.readdress(Part(name), nodeNIC, cidr(old.String(), bits6), cidr(addr.String(), bits6))
+		}
 		old := n.Address
 		n.Address = addr
 		if err := l.readdress(Part(name), nodeNIC, cidr(old.String(), internalBits), cidr(addr.String(), internalBits)); err != nil {
@@ -258,6 +301,7 @@ func (l *Lab) changeNode(ctx context.Context, name string, change func(n *Node) 
 	}
 	l.mu.Lock()
 	n.Address, n.Subnet, n.nextPod = changed.Address, changed.Subnet, changed.nextPod
+	n.Address6, n.Subnet6, n.nextPod6 = changed.Address6, changed.Subnet6, changed.nextPod6
 	l.mu.Unlock()
 	if err := l.routeBetweenNodes(); err != nil {
 		return fmt.Errorf("change node %s: %w", name, err)
@@ -267,25 +311,49 @@ func (l *Lab) changeNode(ctx context.Context, name string, change func(n *Node) 
 
 // registerNode writes the Node object as kubelet and OVN-Kubernetes would.
 func (l *Lab) registerNode(ctx context.Context, n *Node) error {
-	patch := fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q,"labels":{"kubernetes.io/hostname":%q},"annotations":{%q:%q,%q:%q,%q:%q}}}`,
-		n.Name, n.Name, subnetsAnnotation, fmt.Sprintf(`{"default":[%q]}`, n.Subnet),
-		gatewayAnnotation, fmt.Sprintf(`{"default":{"mode":"shared","bridge-id":"br-ex","interface-id":"br-ex_%s","ip-addresses":["%s/%d"],"ip-address":"%s/%d","next-hops":[%q],"next-hop":%q,"node-port-enable":"true","vlan-id":"0"}}`,
-			n.Name, n.Address, internalBits, n.Address, internalBits, GatewayInternal, GatewayInternal),
-		primaryAnnotation, fmt.Sprintf(`{"ipv4":"%s/%d"}`, n.Address, internalBits))
-	if err := l.applyNode(ctx, n.Name, patch); err != nil {
-		return err
+	addresses := []map[string]string{{"type": "InternalIP", "address": n.Address.String()}}
+	subnets, own, hops := []string{n.Subnet.String()}, []string{cidr(n.Address.String(), internalBits)}, []string{GatewayInternal}
+	primary := map[string]string{"ipv4": own[0]}
+	if l.opts.DualStack {
+		addresses = append(addresses, map[string]string{"type": "InternalIP", "address": n.Address6.String()})
+		subnets, own, hops = append(subnets, n.Subnet6.String()), append(own, cidr(n.Address6.String(), bits6)), append(hops, GatewayInternal6)
+		primary["ipv6"] = own[1]
 	}
-	status := fmt.Sprintf(`{"apiVersion":"v1","kind":"Node","metadata":{"name":%q},"status":{"addresses":[{"type":"InternalIP","address":%q},{"type":"Hostname","address":%q}],"conditions":[{"type":"Ready","status":"True","reason":"Lab","message":"a node of the lab"}]}}`,
-		n.Name, n.Address, n.Name)
-	return l.applyNode(ctx, n.Name, status, "status")
-}
-
-func (l *Lab) applyNode(ctx context.Context, name, object string, subresources ...string) error {
+	gateway := map[string]any{"mode": "shared", "bridge-id": "br-ex", "interface-id": "br-ex_" + n.Name,
+		"ip-addresses": own, "next-hops": hops, "node-port-enable": "true", "vlan-id": "0"}
+	if len(own) == 1 {
+		gateway["ip-address"], gateway["next-hop"] = own[0], hops[0]
+	}
+	object := map[string]any{"apiVersion": "v1", "kind": "Node", "metadata": map[string]any{
+		"name": n.Name, "labels": map[string]string{"kubernetes.io/hostname": n.Name},
+		"annotations": map[string]string{
+			subnetsAnnotation: text(map[string]any{"default": subnets}),
+			gatewayAnnotation: text(map[string]any{"default": gateway}),
+			primaryAnnotation: text(primary),
+		}}}
 	force := true
-	_, err := l.kube.CoreV1().Nodes().Patch(ctx, name, types.ApplyPatchType, []byte(object),
-		metav1.PatchOptions{FieldManager: "lab", Force: &force}, subresources...)
+	_, err := l.kube.CoreV1().Nodes().Patch(ctx, n.Name, types.ApplyPatchType, []byte(text(object)), metav1.PatchOptions{FieldManager: "lab", Force: &force})
 	if err != nil {
-		return fmt.Errorf("write node %s %s: %w", name, strings.Join(subresources, ""), err)
+		return fmt.Errorf("write node %s: %w", n.Name, err)
+	}
+	// Not applied but merged: the schema takes the type of an address for its
+	// key, and does not apply two of one type.
+	status := map[string]any{"status": map[string]any{
+		"addresses":  append(addresses, map[string]string{"type": "Hostname", "address": n.Name}),
+		"conditions": []map[string]string{{"type": "Ready", "status": "True", "reason": "Lab", "message": "a node of the lab"}},
+	}}
+	_, err = l.kube.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, []byte(text(status)), metav1.PatchOptions{FieldManager: "lab"}, "status")
+	if err != nil {
+		return fmt.Errorf("write status of node %s: %w", n.Name, err)
 	}
 	return nil
+}
+
+// text is v as JSON; v is made of maps, lists and strings only.
+func text(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // no such value fails
+	}
+	return string(b)
 }

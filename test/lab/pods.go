@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -21,7 +22,8 @@ type Pod struct {
 	Name      string
 	Node      string
 	Address   netip.Addr
-	Part      Part // where its sockets are
+	Address6  netip.Addr // not valid without Options.DualStack
+	Part      Part       // where its sockets are
 
 	lab *Lab
 }
@@ -118,6 +120,9 @@ func (l *Lab) reservePod(node, ns string, settings podSettings) (*Pod, podPlan, 
 		p.Name = fmt.Sprintf("%s-%d", node, n.podsOf[ns])
 	}
 	n.nextPod = n.nextPod.Next()
+	if l.opts.DualStack {
+		p.Address6, n.nextPod6 = n.nextPod6, n.nextPod6.Next()
+	}
 	plan := podPlan{port: fmt.Sprintf("p%d", n.pods), create: true}
 	p.Part = Part("pod-" + ns + "-" + p.Name)
 	if settings.shared {
@@ -136,14 +141,14 @@ func (l *Lab) reservePod(node, ns string, settings podSettings) (*Pod, podPlan, 
 }
 
 func (l *Lab) makePod(p *Pod, plan podPlan) error {
-	addr := cidr(p.Address.String(), plan.node.Subnet.Bits())
+	addrs := p.addrs(plan.node)
 	if !plan.create {
 		<-plan.ready
 		h, err := l.netlink(p.Part)
 		if err != nil {
 			return err
 		}
-		return configure(h, nodeNIC, addr)
+		return configure(h, nodeNIC, addrs...)
 	}
 	if plan.ready != nil {
 		defer close(plan.ready)
@@ -152,14 +157,29 @@ func (l *Lab) makePod(p *Pod, plan podPlan) error {
 		return err
 	}
 	// Else RemovePod of the first pod in a shared namespace removes them all.
-	if err := namespace.Sysctl(l.Namespace(p.Part), [2]string{"ipv4/conf/all/promote_secondaries", "1"}); err != nil {
+	settings := slices.Concat(noWait, [][2]string{{"ipv4/conf/all/promote_secondaries", "1"}})
+	if err := namespace.Sysctl(l.Namespace(p.Part), settings...); err != nil {
 		return err
 	}
-	err := l.plug(cable{part: p.Part, nic: nodeNIC, addrs: []string{addr}, switchPart: Part(p.Node), bridge: podsBr, port: plan.port})
+	err := l.plug(cable{part: p.Part, nic: nodeNIC, addrs: addrs, switchPart: Part(p.Node), bridge: podsBr, port: plan.port})
 	if err != nil {
 		return err
 	}
+	if l.opts.DualStack {
+		if err := l.addRoute(p.Part, "::/0", podRouter(plan.node.Subnet6).String(), nodeNIC); err != nil {
+			return err
+		}
+	}
 	return l.addRoute(p.Part, "default", podRouter(plan.node.Subnet).String(), nodeNIC)
+}
+
+// addrs are the pod's addresses on its link.
+func (p *Pod) addrs(n Node) []string {
+	addrs := []string{cidr(p.Address.String(), n.Subnet.Bits())}
+	if p.Address6.IsValid() {
+		addrs = append(addrs, cidr(p.Address6.String(), n.Subnet6.Bits()))
+	}
+	return addrs
 }
 
 // registerPod writes the Pod object: scheduled at once, then running with its
@@ -173,7 +193,11 @@ func (l *Lab) registerPod(ctx context.Context, p *Pod) error {
 	if _, err := pods.Create(ctx, object, metav1.CreateOptions{}); err != nil {
 		return err
 	}
-	status := fmt.Sprintf(`{"status":{"phase":"Running","podIP":%q,"podIPs":[{"ip":%q}]}}`, p.Address, p.Address)
+	ips := []map[string]string{{"ip": p.Address.String()}}
+	if p.Address6.IsValid() {
+		ips = append(ips, map[string]string{"ip": p.Address6.String()})
+	}
+	status := text(map[string]any{"status": map[string]any{"phase": "Running", "podIP": p.Address.String(), "podIPs": ips}})
 	_, err := pods.Patch(ctx, p.Name, types.MergePatchType, []byte(status), metav1.PatchOptions{}, "status")
 	return err
 }
@@ -195,7 +219,12 @@ func (l *Lab) RemovePod(ctx context.Context, p *Pod) error {
 		return fmt.Errorf("remove pod %s/%s: its node %s is gone", p.Namespace, p.Name, p.Node)
 	}
 	if p.Part == Part(p.Node+"-pods") {
-		return dropAddress(h, nodeNIC, cidr(p.Address.String(), n.Subnet.Bits()))
+		for _, addr := range p.addrs(n) {
+			if err := dropAddress(h, nodeNIC, addr); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	link, err := h.LinkByName(nodeNIC)
 	if err != nil {

@@ -61,32 +61,60 @@ func get(ctx context.Context, url string, dial func(ctx context.Context, addr st
 	return text, nil
 }
 
-// DialTCP connects to "address:port" from the pod's address.
+// own is the pod's address of the same family as addr, an "address:port".
+func (p *Pod) own(addr string) (net.IP, error) {
+	to, err := netip.ParseAddrPort(addr)
+	if err != nil {
+		return nil, fmt.Errorf("pod %s: dial %s: %w", p, addr, err)
+	}
+	if !to.Addr().Is6() {
+		return p.Address.AsSlice(), nil
+	}
+	if !p.Address6.IsValid() {
+		return nil, fmt.Errorf("pod %s: dial %s: it has no IPv6 address", p, addr)
+	}
+	return p.Address6.AsSlice(), nil
+}
+
+// DialTCP connects to "address:port" from the pod's address of that family.
 func (p *Pod) DialTCP(ctx context.Context, addr string) (c net.Conn, err error) {
+	own, err := p.own(addr)
+	if err != nil {
+		return nil, err
+	}
 	err = namespace.Do(p.lab.Namespace(p.Part), func() error {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: p.Address.AsSlice()}}
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: own}}
 		c, err = d.DialContext(ctx, "tcp", addr)
 		return err
 	})
 	return c, err
 }
 
-// DialUDP opens a connected UDP socket on the pod's address: it learns of ICMP
+// DialUDP opens a connected UDP socket on the pod's address of addr's family: it learns of ICMP
 // errors, and hears the peer only.
 func (p *Pod) DialUDP(addr string) (c *net.UDPConn, err error) {
-	to, err := netip.ParseAddrPort(addr)
+	own, err := p.own(addr)
 	if err != nil {
-		return nil, fmt.Errorf("pod %s: dial %s: %w", p, addr, err)
+		return nil, err
 	}
 	err = namespace.Do(p.lab.Namespace(p.Part), func() error {
-		c, err = net.DialUDP("udp", &net.UDPAddr{IP: p.Address.AsSlice()}, net.UDPAddrFromAddrPort(to))
+		c, err = net.DialUDP("udp", &net.UDPAddr{IP: own}, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(addr)))
 		return err
 	})
 	return c, err
 }
 
-// ListenUDP opens an unconnected UDP socket on the pod's address; port 0 lets
-// the kernel choose.
+// ListenUDP6 is ListenUDP on the pod's IPv6 address.
+func (p *Pod) ListenUDP6(port int) (c *net.UDPConn, err error) {
+	err = namespace.Do(p.lab.Namespace(p.Part), func() error {
+		c, err = net.ListenUDP("udp6", &net.UDPAddr{IP: p.Address6.AsSlice(), Port: port})
+		return err
+	})
+	return c, err
+}
+
+// ListenUDP opens an unconnected UDP socket on the pod's IPv4 address; port 0
+// lets the kernel choose.
 func (p *Pod) ListenUDP(port int) (c *net.UDPConn, err error) {
 	err = namespace.Do(p.lab.Namespace(p.Part), func() error {
 		c, err = net.ListenUDP("udp", &net.UDPAddr{IP: p.Address.AsSlice(), Port: port})

@@ -29,11 +29,29 @@ type Tenant struct {
 	} `json:"status"`
 }
 
-// EgressIP returns the tenant's first egress IP; it is invalid if there is none.
-func (t Tenant) EgressIP() netip.Addr { return first(t.Spec.EgressIPs) }
+// EgressIP returns the tenant's first IPv4 egress IP; it is invalid if there is
+// none.
+func (t Tenant) EgressIP() netip.Addr { return first(t.Spec.EgressIPs, netip.Addr.Is4) }
 
-// GatewayIP returns the tenant's first gateway IP.
-func (t Tenant) GatewayIP() netip.Addr { return first(t.Spec.GatewayIPs) }
+// GatewayIP returns the tenant's first IPv4 gateway IP.
+func (t Tenant) GatewayIP() netip.Addr { return first(t.Spec.GatewayIPs, netip.Addr.Is4) }
+
+// EgressIP6 and GatewayIP6 are the same for IPv6.
+func (t Tenant) EgressIP6() netip.Addr { return first(t.Spec.EgressIPs, netip.Addr.Is6) }
+
+// GatewayIP6 see EgressIP6.
+func (t Tenant) GatewayIP6() netip.Addr { return first(t.Spec.GatewayIPs, netip.Addr.Is6) }
+
+// Addresses returns all egress IPs of the tenant.
+func (t Tenant) Addresses() []netip.Addr {
+	var all []netip.Addr
+	for _, s := range t.Spec.EgressIPs {
+		if a, err := netip.ParseAddr(s); err == nil {
+			all = append(all, a)
+		}
+	}
+	return all
+}
 
 // Condition returns the condition of this type, with an empty Status if there
 // is none.
@@ -133,13 +151,11 @@ func FromObject(u *unstructured.Unstructured) (Tenant, error) {
 	return t, nil
 }
 
-func first(list []string) netip.Addr {
-	if len(list) == 0 {
-		return netip.Addr{}
+func first(list []string, family func(netip.Addr) bool) netip.Addr {
+	for _, s := range list {
+		if a, err := netip.ParseAddr(s); err == nil && family(a) {
+			return a
+		}
 	}
-	a, err := netip.ParseAddr(list[0])
-	if err != nil {
-		return netip.Addr{}
-	}
-	return a
+	return netip.Addr{}
 }

@@ -31,6 +31,8 @@ type WorldOptions struct {
 	// NodeDefaultViaGateway sends what no policy covers to the gateway VM's
 	// own address, where a leak would show.
 	NodeDefaultViaGateway bool
+	// DualStack gives the lab its IPv6 plane.
+	DualStack bool
 	// Detach lets the lab outlive the program.
 	Detach bool
 }
@@ -41,6 +43,7 @@ func NewWorld(ctx context.Context, o WorldOptions) (*World, error) {
 		Name: o.Name, Dir: o.Dir, BinDir: o.BinDir, Log: o.Log,
 		Manifests:             []string{o.Root + "/deploy/crds"},
 		NodeDefaultViaGateway: o.NodeDefaultViaGateway,
+		DualStack:             o.DualStack,
 		Detach:                o.Detach,
 	})
 	if err != nil {
@@ -69,6 +72,22 @@ func DemoPool() Pool {
 		GatewayRanges: []string{"192.168.99.13-192.168.99.20"}}
 }
 
+// DualPool is DemoPool with a range of each family.
+func DualPool() Pool {
+	p := DemoPool()
+	p.EgressRanges = append(p.EgressRanges, "2001:db8:55::113-2001:db8:55::120")
+	p.GatewayRanges = append(p.GatewayRanges, "fd00:99::13-fd00:99::20")
+	return p
+}
+
+// LargeDualPool is LargePool with room for n tenants in each family.
+func LargeDualPool(name string, n int) Pool {
+	p := LargePool(name, n)
+	p.EgressRanges = append(p.EgressRanges, fmt.Sprintf("2001:db8:55::1:0-2001:db8:55::1:%x", n-1))
+	p.GatewayRanges = append(p.GatewayRanges, fmt.Sprintf("fd00:99::1:0-fd00:99::1:%x", n-1))
+	return p
+}
+
 // LargePool has room for n tenants, out of the way of the lab's machines.
 func LargePool(name string, n int) Pool {
 	return Pool{Name: name,
@@ -88,24 +107,36 @@ func ipRange(from string, n int) string {
 // SeenAs asks the outside server which source it sees of a pod, over a new TCP
 // connection. It makes no second attempt.
 func SeenAs(ctx context.Context, p *lab.Pod) (netip.Addr, error) {
-	body, err := p.HTTPGet(ctx, lab.ServerURL)
+	return seenAt(ctx, p, lab.ServerURL)
+}
+
+// SeenAs6 is SeenAs over IPv6.
+func SeenAs6(ctx context.Context, p *lab.Pod) (netip.Addr, error) {
+	return seenAt(ctx, p, lab.ServerURL6)
+}
+
+func seenAt(ctx context.Context, p *lab.Pod, url string) (netip.Addr, error) {
+	body, err := p.HTTPGet(ctx, url)
 	if err != nil {
 		return netip.Addr{}, err
 	}
 	return netip.ParseAddr(body)
 }
 
-// WaitSeenAs asks until the server answers, at most for limit, and fails if an
-// answer ever names another source than want. A refused connection is asked
+// WaitSeenAs asks until the server answers, over want's family and at most for
+// limit, and fails if an answer ever names another source than want. A refused connection is asked
 // again: closed is right, wrong is not.
 func WaitSeenAs(ctx context.Context, p *lab.Pod, want netip.Addr, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	wrong := netip.Addr{}
+	wrong, ask := netip.Addr{}, SeenAs
+	if want.Is6() {
+		ask = SeenAs6
+	}
 	err := Until(ctx, fmt.Sprintf("pod %s to be seen as %s", p, want), func(ctx context.Context) (bool, error) {
 		try, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		got, err := SeenAs(try, p)
+		got, err := ask(try, p)
 		if err == nil && got != want {
 			wrong = got
 			return true, nil
@@ -121,7 +152,7 @@ func WaitSeenAs(ctx context.Context, p *lab.Pod, want netip.Addr, limit time.Dur
 // GatewayState is what the gateway VM's kernel holds, as its own tools print
 // it. It is for a look from outside: no code of the product is asked.
 type GatewayState struct {
-	Links, Addresses, Routes, Rules, Guard string
+	Links, Addresses, Routes, Rules, Rules6, Guard string
 }
 
 // Gateway reads the state of the gateway VM's kernel.
@@ -133,8 +164,9 @@ func (w *World) Gateway() (GatewayState, error) {
 	}{
 		{&s.Links, []string{"ip", "-o", "-d", "link", "show", "type", "macvlan"}},
 		{&s.Addresses, []string{"ip", "-o", "addr"}},
-		{&s.Routes, []string{"ip", "route", "show", "proto", "97"}},
+		{&s.Routes, []string{"sh", "-c", "ip route show proto 97; ip -6 route show proto 97"}},
 		{&s.Rules, []string{"iptables-save"}},
+		{&s.Rules6, []string{"ip6tables-save"}},
 		{&s.Guard, []string{"nft", "list", "ruleset"}},
 	} {
 		out, err := w.RunInGateway(q.argv...)
@@ -150,7 +182,7 @@ func (w *World) Gateway() (GatewayState, error) {
 func (s GatewayState) Mentions(what string) []string {
 	var where []string
 	for _, part := range []struct{ name, text string }{
-		{"links", s.Links}, {"addresses", s.Addresses}, {"routes", s.Routes}, {"iptables", s.Rules}, {"nftables", s.Guard},
+		{"links", s.Links}, {"addresses", s.Addresses}, {"routes", s.Routes}, {"iptables", s.Rules}, {"ip6tables", s.Rules6}, {"nftables", s.Guard},
 	} {
 		for line := range strings.Lines(part.text) {
 			if mentions(line, what) {
@@ -178,13 +210,17 @@ func mentions(line, what string) bool {
 }
 
 func word(c byte) bool {
-	return c == '.' || c == '-' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z'
+	return c == '.' || c == '-' || c == ':' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z'
 }
 
 // Connections returns the conntrack entries of the gateway VM that mention an
 // address.
 func (w *World) Connections(addr netip.Addr) ([]string, error) {
-	out, err := w.RunInGateway("conntrack", "-L")
+	family := "ipv4"
+	if addr.Is6() {
+		family = "ipv6"
+	}
+	out, err := w.RunInGateway("conntrack", "-f", family, "-L")
 	if err != nil {
 		return nil, fmt.Errorf("conntrack -L: %w: %s", err, out)
 	}

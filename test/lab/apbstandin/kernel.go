@@ -45,13 +45,13 @@ func identify(ns string) (uint64, bool) {
 	return st.Ino, ok
 }
 
-func openKernel(ns string, id uint64, nic string, cluster netip.Prefix) (*nodeKernel, error) {
+func openKernel(ns string, id uint64, nic string, clusters []netip.Prefix) (*nodeKernel, error) {
 	h, err := namespace.Netlink(ns)
 	if err != nil {
 		return nil, err
 	}
 	k := &nodeKernel{id: id, h: h, have: routes{}}
-	if err := k.adopt(nic, cluster); err != nil {
+	if err := k.adopt(nic, clusters); err != nil {
 		h.Close()
 		return nil, err
 	}
@@ -60,17 +60,19 @@ func openKernel(ns string, id uint64, nic string, cluster netip.Prefix) (*nodeKe
 
 func (k *nodeKernel) close() { k.h.Close() }
 
-// adopt reads what an earlier run left, and sets the rule for the cluster.
-func (k *nodeKernel) adopt(nic string, cluster netip.Prefix) error {
+// adopt reads what an earlier run left, and sets the rules for the cluster.
+func (k *nodeKernel) adopt(nic string, clusters []netip.Prefix) error {
 	link, err := k.h.LinkByName(nic)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", nic, err)
 	}
 	k.link = link.Attrs().Index
-	rule := netlink.NewRule()
-	rule.Priority, rule.Dst, rule.Table = clusterPriority, ipNet(cluster), unix.RT_TABLE_MAIN
-	if err := k.h.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add rule for %s: %w", cluster, err)
+	for _, cluster := range clusters {
+		rule := netlink.NewRule()
+		rule.Priority, rule.Dst, rule.Table = clusterPriority, ipNet(cluster), unix.RT_TABLE_MAIN
+		if err := k.h.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add rule for %s: %w", cluster, err)
+		}
 	}
 	rules, err := k.h.RuleList(netlink.FAMILY_ALL)
 	if err != nil {
@@ -155,11 +157,16 @@ func podRule(pod netip.Addr) *netlink.Rule {
 	return r
 }
 
-// table is the pod's own routing table: its address without the highest eight
-// bits, which the pods of a cluster share, above the tables that have names.
+// table is the pod's own routing table, above the tables that have names: its
+// address without the highest eight bits, which the pods of a cluster share. Of
+// an IPv6 address it is the end of the node's subnet and of the pod's own part.
 func table(pod netip.Addr) int {
 	b := pod.AsSlice()
-	b = b[len(b)-3:]
+	if pod.Is6() {
+		b = []byte{b[7], b[14], b[15]}
+	} else {
+		b = b[1:]
+	}
 	return 1<<24 | int(b[0])<<16 | int(b[1])<<8 | int(b[2])
 }
 

@@ -11,6 +11,8 @@
 // name as field manager, and the verdict as cluster-manager. As there,
 //   - all traffic of such a pod but that to the cluster network goes to the
 //     next hop, that to hosts of the node network too;
+//   - a hop is for the pods' addresses of its family: the other family keeps
+//     the node's default route;
 //   - a change of hops removes a pod's route before the new one is there, and
 //     a pod without a route takes the node's default route: nothing fails closed;
 //   - a policy that selects a namespace of another one fails as a whole, and
@@ -49,17 +51,17 @@ const retryAfter = 200 * time.Millisecond
 type Config struct {
 	// Namespace returns the name of a node's network namespace. A Node object
 	// without one is a node on which no OVN runs: it reports nothing.
-	Namespace      func(node string) string
-	NIC            string // the node's link to the next hops
-	ClusterNetwork string // traffic to it keeps to the node's own routes
+	Namespace       func(node string) string
+	NIC             string   // the node's link to the next hops
+	ClusterNetworks []string // traffic to them keeps to the node's own routes
 }
 
 // Standin is made by New and runs once.
 type Standin struct {
-	cfg     Config
-	cluster netip.Prefix
-	log     *slog.Logger
-	client  dynamic.Interface
+	cfg      Config
+	clusters []netip.Prefix
+	log      *slog.Logger
+	client   dynamic.Interface
 
 	core     informers.SharedInformerFactory
 	dynamics dynamicinformer.DynamicSharedInformerFactory
@@ -81,9 +83,13 @@ type Standin struct {
 
 // New makes a stand-in; nothing runs yet.
 func New(cfg Config, rc *rest.Config, log *slog.Logger) (*Standin, error) {
-	cluster, err := netip.ParsePrefix(cfg.ClusterNetwork)
-	if err != nil {
-		return nil, fmt.Errorf("stand-in: cluster network: %w", err)
+	var clusters []netip.Prefix
+	for _, n := range cfg.ClusterNetworks {
+		cluster, err := netip.ParsePrefix(n)
+		if err != nil {
+			return nil, fmt.Errorf("stand-in: cluster network: %w", err)
+		}
+		clusters = append(clusters, cluster)
 	}
 	kube, err := kubernetes.NewForConfig(rc)
 	if err != nil {
@@ -94,7 +100,7 @@ func New(cfg Config, rc *rest.Config, log *slog.Logger) (*Standin, error) {
 		return nil, fmt.Errorf("stand-in: %w", err)
 	}
 	s := &Standin{
-		cfg: cfg, cluster: cluster, log: log, client: dyn,
+		cfg: cfg, clusters: clusters, log: log, client: dyn,
 		core: informers.NewSharedInformerFactory(kube, 0), dynamics: dynamicinformer.NewDynamicSharedInformerFactory(dyn, 0),
 		trigger: make(chan struct{}, 1), synced: make(chan struct{}),
 		parsed: map[string]parsedPolicy{}, applied: map[string]grant{}, kernels: map[string]*nodeKernel{},
@@ -234,7 +240,7 @@ func (s *Standin) openKernels() error {
 			k.close()
 			delete(s.kernels, n.Name)
 		}
-		k, err := openKernel(ns, id, s.cfg.NIC, s.cluster)
+		k, err := openKernel(ns, id, s.cfg.NIC, s.clusters)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("node %s: %w", n.Name, err))
 			continue

@@ -21,10 +21,11 @@ func up(ctx context.Context, args []string) error {
 	nodes := f.Int("nodes", 2, "number of nodes")
 	agents := f.Bool("agents", true, "start gateway-agent and cluster-agent too")
 	leaky := f.Bool("default-via-gateway", false, "let pods without a policy reach the gateway with their own address")
+	dual := f.Bool("dual-stack", false, "add an IPv6 plane beside the IPv4 one")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
-	opts := lab.Options{Name: *name, Dir: *dir, BinDir: *bin, Log: os.Stdout, NodeDefaultViaGateway: *leaky, Detach: true}
+	opts := lab.Options{Name: *name, Dir: *dir, BinDir: *bin, Log: os.Stdout, NodeDefaultViaGateway: *leaky, DualStack: *dual, Detach: true}
 	if *manifests != "" {
 		opts.Manifests = strings.Split(*manifests, ",")
 	} else if own := filepath.Join(*bin, "../../deploy/crds"); exists(own) {
@@ -39,7 +40,7 @@ func up(ctx context.Context, args []string) error {
 	}
 	pods, err := l.Populate(ctx, []string{"ns-blue", "ns-red"}, 2)
 	if err == nil && len(opts.Manifests) > 0 {
-		err = l.ApplyYAML(ctx, publicPool)
+		err = l.ApplyYAML(ctx, publicPool(*dual))
 	}
 	if err == nil && *agents {
 		err = startAgents(ctx, l)
@@ -52,14 +53,20 @@ func up(ctx context.Context, args []string) error {
 }
 
 // publicPool is the pool of the demo.
-const publicPool = `
+func publicPool(dualStack bool) string {
+	egress, gateway := "192.168.55.113-192.168.55.120", "192.168.99.13-192.168.99.20"
+	if dualStack {
+		egress, gateway = egress+`", "2001:db8:55::113-2001:db8:55::120`, gateway+`", "fd00:99::13-fd00:99::20`
+	}
+	return fmt.Sprintf(`
 apiVersion: egress-gateway.io/v1alpha1
 kind: EgressPool
 metadata: {name: public}
 spec:
-  egressRanges: [192.168.55.113-192.168.55.120]
-  gatewayRanges: [192.168.99.13-192.168.99.20]
-`
+  egressRanges: ["%s"]
+  gatewayRanges: ["%s"]
+`, egress, gateway)
+}
 
 func startAgents(ctx context.Context, l *lab.Lab) error {
 	if _, err := l.StartGatewayAgent(ctx, nil); err != nil {
@@ -83,13 +90,20 @@ The lab is up. Its parts are network namespaces:
 	}
 	fmt.Printf("Pods (their namespaces begin with %s-):\n", l.Name())
 	for _, p := range pods {
-		fmt.Printf("  %-32s %s on %s\n", p.Part, p.Address, p.Node)
+		fmt.Printf("  %-32s %s on %s\n", p.Part, addresses(p), p.Node)
 	}
 	fmt.Printf("Ask the outside server which source it sees:\n  %s get --name %s %s\n", os.Args[0], l.Name(), pods[0].Part)
 	if agents {
 		fmt.Printf("Give a namespace an egress IP, look at the gateway, ask again:\n  %[2]s label --name %[1]s ns-blue egress-gateway.io/pool=public\n  %[2]s exec --name %[1]s gw gateway-agent status\n", l.Name(), os.Args[0])
 	}
 	fmt.Printf("Logs are in %s. To remove it all: %s down --name %s\n", filepath.Join(l.Dir(), "log"), os.Args[0], l.Name())
+}
+
+func addresses(p *lab.Pod) string {
+	if p.Address6.IsValid() {
+		return p.Address.String() + " " + p.Address6.String()
+	}
+	return p.Address.String()
 }
 
 func exists(path string) bool {
