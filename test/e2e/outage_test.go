@@ -134,6 +134,8 @@ func TestAPIServerAwayForAMinute(t *testing.T) {
 	flows := w.twoTenants()
 	before, err := w.ListTenants(w.ctx)
 	w.must(err)
+	w.must(w.AddNamespace(w.ctx, "after-outage"))
+	p := w.pod("node1", "after-outage")
 
 	w.must(w.KillAPIServer())
 	w.pause(time.Minute)
@@ -154,12 +156,11 @@ func TestAPIServerAwayForAMinute(t *testing.T) {
 		return true, nil
 	})
 	// What plays OVN's part reconnects in client-go's own time, up to a minute.
-	w.must(w.AddNamespace(w.ctx, "after-outage"))
 	w.must(w.Label(w.ctx, "after-outage", "public"))
 	tenant, err := w.WaitReady(w.ctx, "after-outage", 2*time.Minute)
 	w.must(err)
 	w.allow(tenant)
-	w.seenAs(w.pod("node1", "after-outage"), tenant)
+	w.seenAs(p, tenant)
 	w.allUnharmed(flows)
 }
 
