@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 )
 
@@ -48,12 +49,27 @@ func (r report) print(w io.Writer) error {
 		t := r.Routes[i]
 		return fmt.Sprintf("%s\t%s\t%s\t%s", t.Subnet, t.Via, t.Dev, cmp.Or(t.Node, "-"))
 	})
-	table(&b, "Guards", "DROPPED\tWHAT", len(r.Guards), func(i int) string {
-		return fmt.Sprintf("%d\t%s", r.Guards[i].Packets, r.Guards[i].What)
-	})
+	r.printGuards(&b)
 	r.printTrouble(&b)
 	_, err := w.Write(b.Bytes())
 	return err
+}
+
+// printGuards shows the guards that dropped something: most never do.
+func (r report) printGuards(b *bytes.Buffer) {
+	busy := slices.Clone(r.Guards)
+	busy = slices.DeleteFunc(busy, func(g guardLine) bool { return g.Packets == 0 })
+	quiet := len(r.Guards) - len(busy)
+	if len(busy) == 0 && quiet > 0 {
+		fmt.Fprintf(b, "\n--- Guards ---\n%d guards stand, and none has dropped a packet\n", quiet)
+		return
+	}
+	table(b, "Guards", "DROPPED\tWHAT", len(busy), func(i int) string {
+		return fmt.Sprintf("%d\t%s", busy[i].Packets, busy[i].What)
+	})
+	if quiet > 0 {
+		fmt.Fprintf(b, "and %d more without a drop\n", quiet)
+	}
 }
 
 func (r report) printTrouble(b *bytes.Buffer) {

@@ -37,6 +37,12 @@ type EgressTenantSpec struct {
 
 // EgressTenantStatus is what an owner reads.
 type EgressTenantStatus struct {
+	// Egress and NextHops repeat the addresses of the spec, joined by commas: the
+	// tables of the API server print a list as JSON.
+	// +optional
+	Egress string `json:"egress,omitempty"`
+	// +optional
+	NextHops string `json:"nextHops,omitempty"`
 	// Gateway is the gateway that serves the tenant now.
 	// +optional
 	Gateway string `json:"gateway,omitempty"`
@@ -57,8 +63,8 @@ type EgressTenantStatus struct {
 // +kubebuilder:resource:scope=Cluster,shortName=egt
 // +kubebuilder:subresource:status
 // +kubebuilder:printcolumn:name="POOL",type=string,JSONPath=`.spec.pool`
-// +kubebuilder:printcolumn:name="EGRESS IPS",type=string,JSONPath=`.spec.egressIPs`
-// +kubebuilder:printcolumn:name="GATEWAY IPS",type=string,JSONPath=`.spec.gatewayIPs`
+// +kubebuilder:printcolumn:name="EGRESS IPS",type=string,JSONPath=`.status.egress`
+// +kubebuilder:printcolumn:name="GATEWAY IPS",type=string,JSONPath=`.status.nextHops`
 // +kubebuilder:printcolumn:name="GATEWAY",type=string,JSONPath=`.status.gateway`
 // +kubebuilder:printcolumn:name="READY",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="REASON",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
