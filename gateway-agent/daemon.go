@@ -176,7 +176,7 @@ func (a *agent) run(ctx context.Context) error {
 	version := map[string]string{"version": daemon.Version()}
 	a.tell(reconcile.Event{Kind: reconcile.EventStart, Subject: "gateway/" + a.config.Name, Data: version})
 	a.conn.OnStateChange(a.tellConnection)
-	resolved, err := announce.Watch(ctx, a.config.InternalInterface)
+	resolved, err := announce.Watch(ctx, plan.RequestMark)
 	if err != nil {
 		return fmt.Errorf("watch the neighbours: %w", err)
 	}

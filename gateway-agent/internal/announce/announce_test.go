@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 )
 
@@ -147,7 +149,7 @@ func watchAll(t *testing.T, n *nettest.Net) (<-chan byte, error) {
 	out := make(chan byte, 1000)
 	var err error
 	n.Do(func() {
-		file, e := arpSocket("eth0")
+		file, e := arpSocket(0)
 		if err = e; e != nil {
 			return
 		}
@@ -156,7 +158,7 @@ func watchAll(t *testing.T, n *nettest.Net) (<-chan byte, error) {
 		if err = e; e != nil {
 			return
 		}
-		go receive(raw, func(b []byte) {
+		go receive(raw, func(b []byte, _ *unix.SockaddrLinklayer) {
 			if len(b) >= arpLen && string(b[14:18]) == string(b[24:28]) {
 				out <- b[7]
 			}
@@ -166,12 +168,16 @@ func watchAll(t *testing.T, n *nettest.Net) (<-chan byte, error) {
 }
 
 func TestWatch(t *testing.T) {
+	const mark = 0x65677701
 	gw, node := pair(t)
+	// As the agent has the kernel hand over requests.
+	gw.Run(`nft 'add table netdev t; add chain netdev t in { type filter hook ingress device enp1s0 priority 0; }'
+		nft add rule netdev t in arp operation request ether daddr ff:ff:ff:ff:ff:ff arp daddr ip 192.168.99.13 ether daddr set 02:00:c0:a8:63:0d meta mark set 0x65677701`)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var events <-chan Resolved
 	var err error
-	gw.Do(func() { events, err = Watch(ctx, "enp1s0") })
+	gw.Do(func() { events, err = Watch(ctx, mark) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -185,6 +191,15 @@ func TestWatch(t *testing.T) {
 		}
 	case <-time.After(3 * time.Second):
 		t.Fatal("no event")
+	}
+	// A probe of a known entry, which goes to the link's MAC, is no event.
+	node.Run("ip neigh change 192.168.99.13 dev eth0 nud probe")
+	node.Ping("192.168.99.21", "192.168.99.13")
+	eventually(t, "the probe is answered", func() bool {
+		return strings.Contains(node.Run("ip neigh show 192.168.99.13"), "REACHABLE")
+	})
+	if len(events) > 0 {
+		t.Errorf("%d events for a probe", len(events))
 	}
 	cancel()
 	eventually(t, "the channel is closed", func() bool {

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"syscall"
@@ -18,23 +17,24 @@ import (
 // that holds Target has answered, send to that.
 type Resolved struct{ Node, Target netip.Addr }
 
-// Watch reports the ARP requests that arrive at nic by broadcast, until ctx
-// ends; the channel is closed then. A request to nic's own MAC is none: that is
-// a node with a wrong entry probing it, which nobody answers. Events are
+// Watch reports the ARP requests that carry mark, until ctx ends; the channel is
+// closed then. They are the broadcast ones for a tenant's gateway IP, which the
+// kernel has handed to the tenant's link (plan.NeighbourTable). A request that
+// was sent to a MAC is none: a node that probes a right entry has learned
+// nothing, and one that probes a wrong entry is not answered. Events are
 // dropped when the reader is slow: they are hints, the periodic sweep remains.
 //
-// The socket takes ARP only: one that saw nic's outgoing answers too would cost
-// a copy of every packet that leaves there. Not reported are nodes that learn
-// from an announcement; the caller knows when it made one.
-func Watch(ctx context.Context, nic string) (<-chan Resolved, error) {
-	file, err := arpSocket(nic)
+// Not reported are nodes that learn from an announcement; the caller knows when
+// it made one.
+func Watch(ctx context.Context, mark uint32) (<-chan Resolved, error) {
+	file, err := arpSocket(mark)
 	if err != nil {
-		return nil, fmt.Errorf("watch ARP on %s: %w", nic, err)
+		return nil, fmt.Errorf("watch ARP: %w", err)
 	}
 	raw, err := file.SyscallConn()
 	if err != nil {
 		file.Close()
-		return nil, fmt.Errorf("watch ARP on %s: %w", nic, err)
+		return nil, fmt.Errorf("watch ARP: %w", err)
 	}
 	const backlog = 256
 	out := make(chan Resolved, backlog)
@@ -43,7 +43,7 @@ func Watch(ctx context.Context, nic string) (<-chan Resolved, error) {
 		defer close(out)
 		defer stop()
 		defer file.Close()
-		receive(raw, func(packet []byte) {
+		receive(raw, func(packet []byte, _ *unix.SockaddrLinklayer) {
 			r, ok := request(packet)
 			if !ok {
 				return
@@ -57,8 +57,9 @@ func Watch(ctx context.Context, nic string) (<-chan Resolved, error) {
 	return out, nil
 }
 
-// receive hands over each broadcast packet, until the socket is closed.
-func receive(raw syscall.RawConn, take func([]byte)) {
+// receive hands over each packet with where it came from, until the socket is
+// closed.
+func receive(raw syscall.RawConn, take func([]byte, *unix.SockaddrLinklayer)) {
 	buf := make([]byte, 128)
 	for {
 		var n int
@@ -72,29 +73,45 @@ func receive(raw syscall.RawConn, take func([]byte)) {
 			return
 		}
 		// A failure is for example a link that went down; the socket stays.
-		if sender, ok := from.(*unix.SockaddrLinklayer); failed == nil && ok && sender.Pkttype == unix.PACKET_BROADCAST {
-			take(buf[:n])
+		if sender, ok := from.(*unix.SockaddrLinklayer); failed == nil && ok {
+			take(buf[:n], sender)
 		}
 	}
 }
 
-// arpSocket returns a packet socket for the ARP that arrives at nic, without
-// link-layer headers, that the runtime can wait on.
-func arpSocket(nic string) (*os.File, error) {
-	link, err := net.InterfaceByName(nic)
-	if err != nil {
-		return nil, err
-	}
-	proto := binary.NativeEndian.Uint16([]byte{etherARP >> 8, etherARP & 0xff})
+// arpSocket returns a packet socket for the ARP that arrives at any link,
+// without link-layer headers, that the runtime can wait on. A mark other than 0
+// leaves out the packets that do not carry it. The socket takes ARP only: one
+// that took everything would cost a look at every packet.
+func arpSocket(mark uint32) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: link.Index}); err != nil {
+	if mark != 0 {
+		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, onlyMarked(mark))
+	}
+	if err == nil {
+		proto := binary.NativeEndian.Uint16([]byte{etherARP >> 8, etherARP & 0xff})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto})
+	}
+	if err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), "arp:"+nic), nil
+	return os.NewFile(uintptr(fd), "arp"), nil
+}
+
+// onlyMarked is a filter of the classic kind: only it can see marks here.
+func onlyMarked(mark uint32) *unix.SockFprog {
+	const loadMark = 0xfffff000 + 20 // SKF_AD_OFF + SKF_AD_MARK
+	code := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: loadMark},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: mark},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}
+	return &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 }
 
 // request reads an ARP packet; ok is false unless it is a request by one

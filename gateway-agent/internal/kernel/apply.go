@@ -90,7 +90,7 @@ func (a *applier) fail(s plan.Step, err error) {
 		return
 	}
 	switch s.(type) {
-	case plan.SetGuard, plan.SetElements, plan.SetSysctl, plan.SetChain, plan.NewChain, plan.SetHook:
+	case plan.SetGuard, plan.SetNeighbours, plan.SetElements, plan.SetSysctl, plan.SetChain, plan.NewChain, plan.SetHook:
 		a.k.unprotected = true
 	}
 }
@@ -156,7 +156,7 @@ func (k *Kernel) singleGuard(ctx context.Context, step plan.Step) error {
 		return nil
 	}
 	switch step.(type) {
-	case plan.DelElement, plan.DelGuard:
+	case plan.DelElement, plan.DelGuard, plan.DelNeighbour, plan.DelNeighbours:
 		if strings.Contains(err.Error(), "No such file or directory") {
 			return nil
 		}

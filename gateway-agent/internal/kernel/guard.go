@@ -17,6 +17,9 @@ type nftObject struct {
 		Name string            `json:"name"`
 		Elem []json.RawMessage `json:"elem"`
 	} `json:"set"`
+	Map *struct {
+		Elem [][2]json.RawMessage `json:"elem"`
+	} `json:"map"`
 	Rule *struct {
 		Chain   string                       `json:"chain"`
 		Comment string                       `json:"comment"`
@@ -26,7 +29,12 @@ type nftObject struct {
 
 // listGuard returns the objects of the guard table, none if there is no table.
 func (k *Kernel) listGuard(ctx context.Context) ([]nftObject, error) {
-	out, err := run(ctx, nil, k.nft, "-j", "list", "table", "inet", plan.GuardTable)
+	return k.listTable(ctx, "inet", plan.GuardTable)
+}
+
+// listTable returns the objects of a table, none if there is no such table.
+func (k *Kernel) listTable(ctx context.Context, family, table string) ([]nftObject, error) {
+	out, err := run(ctx, nil, k.nft, "-j", "list", "table", family, table)
 	if err != nil {
 		if strings.Contains(err.Error(), "No such file or directory") {
 			return nil, nil
@@ -37,7 +45,7 @@ func (k *Kernel) listGuard(ctx context.Context) ([]nftObject, error) {
 		Nftables []nftObject `json:"nftables"`
 	}
 	if err := json.Unmarshal(out, &list); err != nil {
-		return nil, fmt.Errorf("nft -j list table inet %s: %w", plan.GuardTable, err)
+		return nil, fmt.Errorf("nft -j list table %s %s: %w", family, table, err)
 	}
 	return list.Nftables, nil
 }

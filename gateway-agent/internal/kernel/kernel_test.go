@@ -94,7 +94,7 @@ func TestForeignThingsSurvive(t *testing.T) {
 		if after := look(); after != before {
 			t.Errorf("cleanup changed foreign things:\n%s\nwere:\n%s", after, before)
 		}
-		if left := l.gw.Run("(" + iptables + "-save; ip link; ip address; ip route; nft list ruleset 2>/dev/null) | grep -e EGW -e eg00 -e ':egw' -e 'proto 97' -e egw-guard || true"); left != "" {
+		if left := l.gw.Run("(" + iptables + "-save; ip link; ip address; ip route; nft list ruleset 2>/dev/null) | grep -e EGW -e eg00 -e ':egw' -e 'proto 97' -e egw- || true"); left != "" {
 			t.Errorf("cleanup left:\n%s", left)
 		}
 	})
@@ -118,6 +118,10 @@ func TestDeletedPiecesComeBack(t *testing.T) {
 			"nft flush chain inet egw-guard exit",
 			"nft flush set inet egw-guard owners4",
 			"nft delete element inet egw-guard pods4 { 10.128.0.0/14 }",
+			"nft delete table netdev egw-neigh",
+			"nft flush chain netdev egw-neigh in",
+			"nft delete element netdev egw-neigh link4 { 192.168.99.13 : 02:00:c0:a8:63:0d }",
+			"ip link set eg001 type macvlan bcqueuelen 1000",
 			"ip link delete eg001",
 			"ip link set eg001 down",
 			"ip link set eg001 address 02:00:00:00:00:01",

@@ -30,6 +30,7 @@ type linkInfo struct {
 	name, alias   string
 	kind          string
 	up, private   bool
+	broadcast     bool // it takes copies of broadcast frames
 	ipv6          bool
 	mac           net.HardwareAddr
 	rx, tx        Counter
@@ -78,7 +79,7 @@ func parseLink(m []byte) (linkInfo, error) {
 		case unix.IFLA_ADDRESS:
 			l.mac = net.HardwareAddr(a.Value)
 		case unix.IFLA_LINKINFO:
-			l.kind, l.private = parseLinkInfo(a.Value)
+			l.kind, l.private, l.broadcast = parseLinkInfo(a.Value)
 		case unix.IFLA_AF_SPEC:
 			l.ipv6 = speaksIPv6(a.Value)
 		case unix.IFLA_STATS64:
@@ -101,20 +102,26 @@ func nested(b []byte) []syscall.NetlinkRouteAttr {
 	return attrs
 }
 
-func parseLinkInfo(b []byte) (kind string, private bool) {
+func parseLinkInfo(b []byte) (kind string, private, broadcast bool) {
 	for _, a := range nested(b) {
 		switch a.Attr.Type {
 		case unix.IFLA_INFO_KIND:
 			kind = nl.BytesToString(a.Value)
 		case unix.IFLA_INFO_DATA:
 			for _, d := range nested(a.Value) {
-				if d.Attr.Type == unix.IFLA_MACVLAN_MODE && len(d.Value) >= 4 {
-					private = nl.NativeEndian().Uint32(d.Value) == nl.MACVLAN_MODE_PRIVATE
+				if len(d.Value) < 4 {
+					continue
+				}
+				switch v := nl.NativeEndian().Uint32(d.Value); d.Attr.Type {
+				case unix.IFLA_MACVLAN_MODE:
+					private = v == nl.MACVLAN_MODE_PRIVATE
+				case unix.IFLA_MACVLAN_BC_QUEUE_LEN: // kernels before 5.10 do not tell
+					broadcast = v != plan.BroadcastQueue
 				}
 			}
 		}
 	}
-	return kind, private
+	return kind, private, broadcast
 }
 
 func speaksIPv6(b []byte) bool {
@@ -146,7 +153,7 @@ func ourLinks(all []linkInfo) map[string]plan.Link {
 		}
 		out[l.name] = plan.Link{
 			Name: l.name, Number: n, Tenant: l.alias, Parent: names[l.parent], MAC: l.mac.String(),
-			IPv6: l.ipv6, Ready: l.up && l.private,
+			IPv6: l.ipv6, Ready: l.up && l.private && !l.broadcast,
 		}
 	}
 	return out
@@ -192,7 +199,9 @@ func (k *Kernel) makeLink(l plan.Link) error {
 func macvlanInfo() *nl.RtAttr {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("macvlan"))
-	info.AddRtAttr(unix.IFLA_INFO_DATA, nil).AddRtAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(nl.MACVLAN_MODE_PRIVATE))
+	data := info.AddRtAttr(unix.IFLA_INFO_DATA, nil)
+	data.AddRtAttr(unix.IFLA_MACVLAN_MODE, nl.Uint32Attr(nl.MACVLAN_MODE_PRIVATE))
+	data.AddRtAttr(unix.IFLA_MACVLAN_BC_QUEUE_LEN, nl.Uint32Attr(plan.BroadcastQueue))
 	return info
 }
 

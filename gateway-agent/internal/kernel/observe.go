@@ -57,6 +57,9 @@ func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
 			return s, err
 		}
 	}
+	if s.Neighbours, err = k.observeNeighbours(ctx); err != nil {
+		return s, err
+	}
 	s.Guard, err = k.observeGuard(ctx)
 	return s, err
 }

@@ -17,14 +17,15 @@ import (
 func Desired(in Input) (State, []Problem) {
 	b := builder{in: in, claims: make(map[netip.Addr]string)}
 	b.state = State{
-		Sysctls:  sysctls(),
-		MarkMask: in.Host.MarkMask,
-		Chains:   make(map[ChainID][]string),
-		Hooks:    make(map[ChainID][]Hook),
-		Links:    make(map[string]Link),
-		Addrs:    make(map[Addr]string),
-		Routes:   make(map[Route]bool),
-		Guard:    Guard{Rules: guardRules(in.Host), Sets: make(map[string]GuardSet)},
+		Sysctls:    sysctls(),
+		MarkMask:   in.Host.MarkMask,
+		Chains:     make(map[ChainID][]string),
+		Hooks:      make(map[ChainID][]Hook),
+		Links:      make(map[string]Link),
+		Addrs:      make(map[Addr]string),
+		Routes:     make(map[Route]bool),
+		Neighbours: newNeighbours(in.Host.Internal),
+		Guard:      Guard{Rules: guardRules(in.Host), Sets: make(map[string]GuardSet)},
 	}
 	if err := checkMask(in.Host.MarkMask); err != nil {
 		b.problem(Problem{Reason: "BadMarkMask", Message: err.Error()})
@@ -228,6 +229,7 @@ func (b *builder) tenant(t Numbered) {
 		}
 		link.IPv6 = f == tenant.IPv6
 		b.state.Addrs[Addr{Dev: link.Name, IP: gateway}] = id
+		b.state.Neighbours.MACs[gateway], b.state.Neighbours.Of[gateway] = link.MAC, id
 	}
 	if link.MAC != "" {
 		b.state.Links[link.Name] = link

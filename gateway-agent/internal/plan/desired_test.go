@@ -53,6 +53,7 @@ func dump(s State) string {
 		}
 	}
 	b.WriteString("\n" + strings.Join(NFTLines(SetGuard{s.Guard}), "\n") + "\n")
+	b.WriteString("\n" + strings.Join(NFTLines(SetNeighbours{s.Neighbours}), "\n") + "\n")
 	return b.String()
 }
 

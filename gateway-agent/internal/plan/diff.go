@@ -22,8 +22,9 @@ import (
 //	chains and rules that come
 //	egress IPs that come
 //	connections of egress IPs that go, then these
-//	links and gateway IPs that come, announcements
-//	what is left of chains and guard
+//	the way of neighbour requests to links, then links and gateway IPs that
+//	  come, announcements
+//	what is left of that way, of chains and guard
 func Diff(want, have State) []Step {
 	d := differ{want: want, have: have}
 	d.bindings()
@@ -37,7 +38,9 @@ func Diff(want, have State) []Step {
 	d.rulesCome()
 	d.egressCome()
 	d.egressGo()
+	d.neighboursCome()
 	d.linksCome()
+	d.neighboursGo()
 	d.chainsGo()
 	d.guardLast()
 	return d.steps

@@ -269,7 +269,11 @@ func TestDiffRepairs(t *testing.T) {
 		"stray route": func(s *State) {
 			s.Routes[Route{prefixes("10.128.0.0/23")[0], addrs("192.168.99.99")[0], "enp1s0"}] = true
 		},
-		"route gone": func(s *State) { clear(s.Routes) },
+		"neighbour table gone": func(s *State) { s.Neighbours = Neighbours{} },
+		"neighbour gone":       func(s *State) { delete(s.Neighbours.MACs, addrs("192.168.99.13")[0]) },
+		"neighbour wrong":      func(s *State) { s.Neighbours.MACs[addrs("192.168.99.13")[0]] = "02:00:00:00:00:01" },
+		"stray neighbour":      func(s *State) { s.Neighbours.MACs[addrs("192.168.99.99")[0]] = "02:00:00:00:00:01" },
+		"route gone":           func(s *State) { clear(s.Routes) },
 	}
 	for name, hit := range damage {
 		t.Run(name, func(t *testing.T) {

@@ -41,6 +41,8 @@ func cloneState(s State) State {
 		out.Addrs[k] = "" // an observed state does not know
 	}
 	maps.Copy(out.Routes, s.Routes)
+	out.Neighbours = Neighbours{Shape: s.Neighbours.Shape, MACs: map[netip.Addr]string{}} // as observed
+	maps.Copy(out.Neighbours.MACs, s.Neighbours.MACs)
 	return out
 }
 
@@ -64,6 +66,20 @@ func (w *world) apply(step Step) error {
 			return fmt.Errorf("no element")
 		}
 		delete(s.Guard.Sets[t.Set], t.Element)
+	case SetNeighbours:
+		s.Neighbours = cloneState(State{Neighbours: t.Neighbours}).Neighbours
+	case DelNeighbours:
+		s.Neighbours = Neighbours{}
+	case AddNeighbour:
+		if s.Neighbours.MACs[t.IP] != t.Was {
+			return fmt.Errorf("element exists")
+		}
+		s.Neighbours.MACs[t.IP] = t.MAC
+	case DelNeighbour:
+		if s.Neighbours.MACs[t.IP] != t.MAC {
+			return fmt.Errorf("no element")
+		}
+		delete(s.Neighbours.MACs, t.IP)
 	case SetSysctl:
 		s.Sysctls[t.Key] = t.Value
 	case SetChain, NewChain, DelChain, AddRule, DelRule, SetHook:
@@ -82,6 +98,9 @@ func (w *world) apply(step Step) error {
 		}
 		if _, ok := s.Addrs[t.Addr]; ok {
 			return fmt.Errorf("address exists")
+		}
+		if l, tenantLink := s.Links[t.Addr.Dev]; tenantLink && s.Neighbours.MACs[t.Addr.IP] != l.MAC {
+			return fmt.Errorf("nobody can ask for it")
 		}
 		s.Addrs[t.Addr] = ""
 	case DelAddr:

@@ -22,6 +22,8 @@ type State struct {
 	Links    map[string]Link      // by name
 	Addrs    map[Addr]string      // the tenant, which an observed state does not know
 	Routes   map[Route]bool
+	// Neighbours leads to the links.
+	Neighbours Neighbours
 }
 
 // ChainID names a chain of iptables (IPv4) or ip6tables (IPv6).
@@ -48,7 +50,7 @@ type Link struct {
 	// IPv6 says that the link speaks IPv6 at all.
 	IPv6 bool
 	// Ready is false for a link that is down, has another mode than private,
-	// or another type than macvlan: a half-made one.
+	// takes broadcast, or is not a macvlan: a half-made one.
 	Ready bool
 }
 

@@ -148,8 +148,8 @@ func RestoreLines(s Step) []string {
 	return nil
 }
 
-// NFTLines returns the lines of nft -f input that carry out a guard step, or
-// nil for any other step.
+// NFTLines returns the lines of nft -f input that carry out a step of the guard
+// or of the neighbour table, or nil for any other step.
 func NFTLines(s Step) []string {
 	const table = "inet " + GuardTable
 	switch s := s.(type) {
@@ -168,7 +168,7 @@ func NFTLines(s Step) []string {
 	case DelElement:
 		return []string{"delete element " + table + " " + s.Set + " { " + quoted([]string{s.Element}) + " }"}
 	}
-	return nil
+	return neighbourLines(s)
 }
 
 // quoted lists elements as nft takes them: an interface name, which comes first
@@ -248,7 +248,7 @@ func (s MakeLink) String() string {
 	if !l.IPv6 {
 		ipv6 = fmt.Sprintf(" && sysctl -w net.ipv6.conf.%s.disable_ipv6=1", l.Name)
 	}
-	return fmt.Sprintf("ip link add link %s name %s address %s type macvlan mode private && ip link set %s alias %s%s && ip link set %s up",
+	return fmt.Sprintf("ip link add link %s name %s address %s type macvlan mode private bcqueuelen 0 && ip link set %s alias %s%s && ip link set %s up",
 		l.Parent, l.Name, l.MAC, l.Name, l.Tenant, ipv6, l.Name)
 }
 func (s DelLink) String() string { return "ip link delete " + s.Name }

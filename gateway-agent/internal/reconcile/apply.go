@@ -47,7 +47,7 @@ func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) {
 // protects tells the steps that all tenants depend on.
 func protects(s plan.Step) bool {
 	switch s.(type) {
-	case plan.SetGuard, plan.SetElements, plan.AddElement, plan.SetSysctl, plan.NewChain, plan.SetChain, plan.SetHook:
+	case plan.SetGuard, plan.SetNeighbours, plan.SetElements, plan.AddElement, plan.SetSysctl, plan.NewChain, plan.SetChain, plan.SetHook:
 		return s.Tenant() == ""
 	}
 	return false

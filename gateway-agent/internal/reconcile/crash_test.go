@@ -19,12 +19,13 @@ func TestLoopHandMadeDamage(t *testing.T) {
 			delete(s.Links, "eg001")
 			delete(s.Addrs, plan.Addr{Dev: "eg001", IP: record("b", 13).GatewayIPs[0]})
 		},
-		"egress":  func(s *plan.State) { delete(s.Addrs, plan.Addr{Dev: "enp7s0", IP: record("b", 13).EgressIPs[0]}) },
-		"routes":  func(s *plan.State) { clear(s.Routes) },
-		"guard":   func(s *plan.State) { s.Guard = plan.Guard{} },
-		"chains":  func(s *plan.State) { clear(s.Chains); clear(s.Hooks) },
-		"hooks":   func(s *plan.State) { clear(s.Hooks) },
-		"sysctls": func(s *plan.State) { maps.Copy(s.Sysctls, map[string]string{"net/ipv4/ip_forward": "0"}) },
+		"egress":     func(s *plan.State) { delete(s.Addrs, plan.Addr{Dev: "enp7s0", IP: record("b", 13).EgressIPs[0]}) },
+		"routes":     func(s *plan.State) { clear(s.Routes) },
+		"guard":      func(s *plan.State) { s.Guard = plan.Guard{} },
+		"neighbours": func(s *plan.State) { s.Neighbours = plan.Neighbours{} },
+		"chains":     func(s *plan.State) { clear(s.Chains); clear(s.Hooks) },
+		"hooks":      func(s *plan.State) { clear(s.Hooks) },
+		"sysctls":    func(s *plan.State) { maps.Copy(s.Sysctls, map[string]string{"net/ipv4/ip_forward": "0"}) },
 	}
 	for name, damage := range damages {
 		t.Run(name, func(t *testing.T) {

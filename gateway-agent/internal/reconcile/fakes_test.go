@@ -61,6 +61,7 @@ func (k *fakeKernel) Observe(context.Context) (plan.State, error) {
 		s.Addrs[a] = "" // a kernel does not know whose it is
 	}
 	s.Guard = cloneGuard(s.Guard)
+	s.Neighbours.MACs = maps.Clone(s.Neighbours.MACs)
 	return s, k.err
 }
 
@@ -124,6 +125,14 @@ func (k *fakeKernel) apply(s plan.Step) error {
 		k.state.Guard.Sets[s.Set][s.Element] = ""
 	case plan.DelElement:
 		delete(k.state.Guard.Sets[s.Set], s.Element)
+	case plan.SetNeighbours:
+		k.state.Neighbours = plan.Neighbours{Shape: s.Neighbours.Shape, MACs: maps.Clone(s.Neighbours.MACs)}
+	case plan.DelNeighbours:
+		k.state.Neighbours = plan.Neighbours{}
+	case plan.AddNeighbour:
+		k.state.Neighbours.MACs[s.IP] = s.MAC
+	case plan.DelNeighbour:
+		delete(k.state.Neighbours.MACs, s.IP)
 	case plan.SetSysctl:
 		k.state.Sysctls[s.Key] = s.Value
 	case plan.SetRoute:

@@ -5,6 +5,7 @@ package nettest
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -204,3 +205,37 @@ func (n *Net) Ping(source, to string) {
 		}
 	}
 }
+
+// Sender returns a function that puts a whole frame on the wire of nic.
+func (n *Net) Sender(nic string) func(frame []byte) {
+	n.t.Helper()
+	var fd, index int
+	var err error
+	n.Do(func() {
+		var link *net.Interface
+		if link, err = net.InterfaceByName(nic); err == nil {
+			index = link.Index
+			fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		}
+	})
+	if err != nil {
+		n.t.Fatalf("send on %s: %v", nic, err)
+	}
+	n.t.Cleanup(func() { unix.Close(fd) })
+	return func(frame []byte) {
+		n.t.Helper()
+		if err := unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
+			n.t.Fatalf("send on %s: %v", nic, err)
+		}
+	}
+}
+
+// ARP is a frame with an ARP packet: operation 1 asks, 2 answers. The target's
+// MAC within is all zeros.
+func ARP(to, from net.HardwareAddr, op byte, sender, target netip.Addr) []byte {
+	f := slices.Concat(to, from, []byte{8, 6, 0, 1, 8, 0, 6, 4, 0, op}, from, sender.AsSlice(), make([]byte, 6), target.AsSlice())
+	return append(f, make([]byte, 18)...) // to the least length of a frame
+}
+
+// Broadcast is the MAC of everybody.
+func Broadcast() net.HardwareAddr { return net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }
