@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long anything may take on a busy machine.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // world is a user's and a node's view of the cluster. Tests that use one run one
 // after the other: a loop looks after the whole cluster.
