@@ -23,6 +23,7 @@ setup: ## install the Debian packages that the lab needs (root), or print the li
 
 .PHONY: build
 build: ## build the agents and the lab into build/bin
+	@echo "building the agents and the lab (minutes the first time, then seconds)"
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./test/lab/cmd/lab ./test/demo ./test/bench
 
 .PHONY: lab-bin
