@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -39,6 +40,8 @@ type world struct {
 }
 
 type option func(*scenario.WorldOptions)
+
+func dualStack(o *scenario.WorldOptions) { o.DualStack = true }
 
 func nodesLeadToGateway(o *scenario.WorldOptions) { o.NodeDefaultViaGateway = true }
 
@@ -129,7 +132,11 @@ func (w *world) ready(name string) scenario.Tenant {
 	return t
 }
 
-func (w *world) allow(t scenario.Tenant) { w.allowed[t.EgressIP()] = true }
+func (w *world) allow(t scenario.Tenant) {
+	for _, a := range t.Addresses() {
+		w.allowed[a] = true
+	}
+}
 
 // pod adds a pod of a namespace on a node.
 func (w *world) pod(node, namespace string, o ...lab.PodOption) *lab.Pod {
@@ -139,19 +146,32 @@ func (w *world) pod(node, namespace string, o ...lab.PodOption) *lab.Pod {
 	return p
 }
 
-// seenAs fails the test unless the pod is seen with the tenant's egress IP. The
-// stand-in for OVN programs a new pod's route in its own time, hence the wait;
+// seenAs fails the test unless the pod is seen with the tenant's egress IP, in
+// each family that the tenant has. The stand-in for OVN programs a new pod's route in its own time, hence the wait;
 // a wrong answer is never forgiven.
 func (w *world) seenAs(p *lab.Pod, t scenario.Tenant) {
 	w.t.Helper()
-	w.must(scenario.WaitSeenAs(w.ctx, p, t.EgressIP(), soon))
+	for _, want := range []netip.Addr{t.EgressIP(), t.EgressIP6()} {
+		if want.IsValid() {
+			w.must(scenario.WaitSeenAs(w.ctx, p, want, soon))
+		}
+	}
 }
 
+// echo and echo6 are the outside server's echo service, for UDP and TCP.
+var (
+	echo  = fmt.Sprintf("%s:%d", lab.Server, lab.EchoPort)
+	echo6 = fmt.Sprintf("[%s]:%d", lab.Server6, lab.EchoPort)
+)
+
 // udp starts a flow of one packet every 10 ms to the outside server, and waits
-// for the first answers.
-func (w *world) udp(p *lab.Pod) *scenario.Flow {
+// for the first answers. udp6 does so over IPv6.
+func (w *world) udp(p *lab.Pod) *scenario.Flow  { w.t.Helper(); return w.udpTo(p, echo) }
+func (w *world) udp6(p *lab.Pod) *scenario.Flow { w.t.Helper(); return w.udpTo(p, echo6) }
+
+func (w *world) udpTo(p *lab.Pod, server string) *scenario.Flow {
 	w.t.Helper()
-	conn, err := p.DialUDP(fmt.Sprintf("%s:%d", lab.Server, lab.EchoPort))
+	conn, err := p.DialUDP(server)
 	w.must(err)
 	f := scenario.StartUDP(w.ctx, conn, 10*time.Millisecond)
 	w.answers(f, 5)
@@ -159,9 +179,12 @@ func (w *world) udp(p *lab.Pod) *scenario.Flow {
 }
 
 // tcp does the same over one connection.
-func (w *world) tcp(p *lab.Pod) *scenario.Flow {
+func (w *world) tcp(p *lab.Pod) *scenario.Flow  { w.t.Helper(); return w.tcpTo(p, echo) }
+func (w *world) tcp6(p *lab.Pod) *scenario.Flow { w.t.Helper(); return w.tcpTo(p, echo6) }
+
+func (w *world) tcpTo(p *lab.Pod, server string) *scenario.Flow {
 	w.t.Helper()
-	conn, err := p.DialTCP(w.ctx, fmt.Sprintf("%s:%d", lab.Server, lab.EchoPort))
+	conn, err := p.DialTCP(w.ctx, server)
 	w.must(err)
 	f := scenario.StartTCP(w.ctx, conn, 10*time.Millisecond)
 	w.answers(f, 5)
@@ -184,8 +207,8 @@ func (w *world) unharmed(what string, f *scenario.Flow, want scenario.Tenant) {
 		w.t.Errorf("%s: %d of %d packets lost, %d refused, longest gap %s, error %v; want none", what, r.Lost(), r.Sent, r.Refused, r.LongestGap, r.Err)
 	}
 	for source := range r.Sources {
-		if source.IsValid() && source != want.EgressIP() {
-			w.t.Errorf("%s: seen as %s, want %s", what, source, want.EgressIP())
+		if source.IsValid() && !slices.Contains(want.Addresses(), source) {
+			w.t.Errorf("%s: seen as %s, want one of %v", what, source, want.Addresses())
 		}
 	}
 	w.t.Logf("%s: %d packets, %d lost, longest gap %s", what, r.Sent, r.Lost(), r.LongestGap.Round(time.Millisecond))

@@ -90,7 +90,13 @@ func (f *Flow) send(ctx context.Context, interval time.Duration, fatal func(erro
 func (f *Flow) failed(err error, n uint64, fatal bool) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if fatal || errors.Is(err, net.ErrClosed) {
+	if errors.Is(err, net.ErrClosed) {
+		// Stop overtook this packet, which was not sent.
+		f.result.Sent--
+		delete(f.sentAt, n)
+		return true
+	}
+	if fatal {
 		if f.result.Err == nil {
 			f.result.Err = err
 		}

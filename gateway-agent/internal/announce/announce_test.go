@@ -172,7 +172,8 @@ func TestWatch(t *testing.T) {
 	gw, node := pair(t)
 	// As the agent has the kernel hand over requests.
 	gw.Run(`nft 'add table netdev t; add chain netdev t in { type filter hook ingress device enp1s0 priority 0; }'
-		nft add rule netdev t in arp operation request ether daddr ff:ff:ff:ff:ff:ff arp daddr ip 192.168.99.13 ether daddr set 02:00:c0:a8:63:0d meta mark set 0x65677701`)
+		nft add rule netdev t in arp operation request ether daddr ff:ff:ff:ff:ff:ff arp daddr ip 192.168.99.13 ether daddr set 02:00:c0:a8:63:0d meta mark set 0x65677701
+		nft add rule netdev t in icmpv6 type nd-neighbor-solicit ether daddr '&' ff:ff:00:00:00:00 == 33:33:00:00:00:00 ether daddr set 02:00:c0:a8:63:0d meta mark set 0x65677701`)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	var events <-chan Resolved
@@ -183,14 +184,22 @@ func TestWatch(t *testing.T) {
 	}
 	a := start(t, gw, Options{})
 	a.Announce(target("192.168.99.13")) // no request of a node
-	node.Ping("192.168.99.21", "192.168.99.13")
-	select {
-	case e := <-events:
-		if want := (Resolved{netip.MustParseAddr("192.168.99.21"), netip.MustParseAddr("192.168.99.13")}); e != want {
-			t.Errorf("%v, want %v", e, want)
+	a.Announce(target("fd00:99::13"))
+	for _, asks := range [][2]string{{"192.168.99.21", "192.168.99.13"}, {"fd00:99::21", "fd00:99::13"}} {
+		// Nobody listens there; sending is what makes the node ask.
+		if c, err := node.Dial("udp", asks[0], netip.AddrPortFrom(netip.MustParseAddr(asks[1]), 9).String()); err != nil {
+			t.Fatal(err)
+		} else if _, err := c.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
 		}
-	case <-time.After(3 * time.Second):
-		t.Fatal("no event")
+		select {
+		case e := <-events:
+			if want := (Resolved{netip.MustParseAddr(asks[0]), netip.MustParseAddr(asks[1])}); e != want {
+				t.Errorf("%v, want %v", e, want)
+			}
+		case <-time.After(3 * time.Second):
+			t.Fatalf("no event: %v", asks)
+		}
 	}
 	// A probe of a known entry, which goes to the link's MAC, is no event.
 	node.Run("ip neigh change 192.168.99.13 dev eth0 nud probe")
@@ -208,6 +217,19 @@ func TestWatch(t *testing.T) {
 			return !open
 		default:
 			return false
+		}
+	})
+}
+
+func FuzzSolicitation(f *testing.F) {
+	ns := append([]byte{0x60, 0, 0, 0, 0, 32, 58, 255}, make([]byte, 64)...)
+	copy(ns[8:], netip.MustParseAddr("fe80::1").AsSlice())
+	ns[40] = icmp6NS
+	copy(ns[48:], netip.MustParseAddr("fd00:99::13").AsSlice())
+	f.Add(ns)
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, ok := solicitation(b); ok && (r.Node.IsUnspecified() || r.Target == r.Node) {
+			t.Error(r)
 		}
 	})
 }

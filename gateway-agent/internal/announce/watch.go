@@ -5,9 +5,11 @@ package announce
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,34 +19,37 @@ import (
 // that holds Target has answered, send to that.
 type Resolved struct{ Node, Target netip.Addr }
 
-// Watch reports the ARP requests that carry mark, until ctx ends; the channel is
-// closed then. They are the broadcast ones for a tenant's gateway IP, which the
-// kernel has handed to the tenant's link (plan.NeighbourTable). A request that
-// was sent to a MAC is none: a node that probes a right entry has learned
-// nothing, and one that probes a wrong entry is not answered. Events are
-// dropped when the reader is slow: they are hints, the periodic sweep remains.
+// Watch reports the ARP requests and neighbour solicitations that carry mark,
+// until ctx ends; the channel is closed then. They are the broadcast ones for a
+// tenant's gateway IP, which the kernel has handed to the tenant's link
+// (plan.NeighbourTable). A request that was sent to a MAC is none: a node that
+// probes a right entry has learned nothing, and one that probes a wrong entry is
+// not answered. Events are dropped when the reader is slow: they are hints, the
+// periodic sweep remains.
 //
 // Not reported are nodes that learn from an announcement; the caller knows when
 // it made one.
 func Watch(ctx context.Context, mark uint32) (<-chan Resolved, error) {
-	file, err := arpSocket(mark)
+	arp, err := arpSocket(mark)
 	if err != nil {
 		return nil, fmt.Errorf("watch ARP: %w", err)
 	}
-	raw, err := file.SyscallConn()
+	ns, err := packetSocket(etherIPv6, mark)
 	if err != nil {
-		file.Close()
-		return nil, fmt.Errorf("watch ARP: %w", err)
+		return nil, fmt.Errorf("watch neighbour discovery: %w", errors.Join(err, arp.Close()))
 	}
 	const backlog = 256
 	out := make(chan Resolved, backlog)
-	stop := context.AfterFunc(ctx, func() { file.Close() })
-	go func() {
-		defer close(out)
-		defer stop()
+	var readers sync.WaitGroup
+	read := func(file *os.File, parse func([]byte) (Resolved, bool)) {
 		defer file.Close()
+		defer context.AfterFunc(ctx, func() { file.Close() })()
+		raw, err := file.SyscallConn()
+		if err != nil {
+			return // closed
+		}
 		receive(raw, func(packet []byte, _ *unix.SockaddrLinklayer) {
-			r, ok := request(packet)
+			r, ok := parse(packet)
 			if !ok {
 				return
 			}
@@ -53,6 +58,12 @@ func Watch(ctx context.Context, mark uint32) (<-chan Resolved, error) {
 			default:
 			}
 		})
+	}
+	readers.Go(func() { read(arp, request) })
+	readers.Go(func() { read(ns, solicitation) })
+	go func() {
+		readers.Wait()
+		close(out)
 	}()
 	return out, nil
 }
@@ -79,11 +90,14 @@ func receive(raw syscall.RawConn, take func([]byte, *unix.SockaddrLinklayer)) {
 	}
 }
 
-// arpSocket returns a packet socket for the ARP that arrives at any link,
-// without link-layer headers, that the runtime can wait on. A mark other than 0
-// leaves out the packets that do not carry it. The socket takes ARP only: one
-// that took everything would cost a look at every packet.
-func arpSocket(mark uint32) (*os.File, error) {
+// arpSocket returns a packet socket for the ARP that arrives at any link. A mark
+// other than 0 leaves out the packets that do not carry it.
+func arpSocket(mark uint32) (*os.File, error) { return packetSocket(etherARP, mark) }
+
+// packetSocket returns a socket for the packets of one protocol, without
+// link-layer headers, that the runtime can wait on. The kernel looks at each
+// packet of the protocol for the mark, and copies none without it.
+func packetSocket(protocol uint16, mark uint32) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
@@ -92,14 +106,14 @@ func arpSocket(mark uint32) (*os.File, error) {
 		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, onlyMarked(mark))
 	}
 	if err == nil {
-		proto := binary.NativeEndian.Uint16([]byte{etherARP >> 8, etherARP & 0xff})
+		proto := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))
 		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto})
 	}
 	if err != nil {
 		unix.Close(fd)
 		return nil, err
 	}
-	return os.NewFile(uintptr(fd), "arp"), nil
+	return os.NewFile(uintptr(fd), "packets"), nil
 }
 
 // onlyMarked is a filter of the classic kind: only it can see marks here.
@@ -122,5 +136,22 @@ func request(b []byte) (Resolved, bool) {
 		return Resolved{}, false
 	}
 	r := Resolved{Node: netip.AddrFrom4([4]byte(b[14:18])), Target: netip.AddrFrom4([4]byte(b[24:28]))}
+	return r, r.Node != r.Target && !r.Node.IsUnspecified()
+}
+
+const (
+	ipv6HeaderLen = 40
+	icmp6NS       = 135
+	nsLen         = ipv6HeaderLen + 24
+)
+
+// solicitation reads an IPv6 packet; ok is false unless one address asks for
+// another in it. The asking address may be a link-local one. Duplicate address
+// detection, which asks from no address, is no node that looks for its way.
+func solicitation(b []byte) (Resolved, bool) {
+	if len(b) < nsLen || b[0]>>4 != 6 || b[6] != unix.IPPROTO_ICMPV6 || b[7] != 255 || b[ipv6HeaderLen] != icmp6NS || b[ipv6HeaderLen+1] != 0 {
+		return Resolved{}, false
+	}
+	r := Resolved{Node: netip.AddrFrom16([16]byte(b[8:24])), Target: netip.AddrFrom16([16]byte(b[ipv6HeaderLen+8 : nsLen]))}
 	return r, r.Node != r.Target && !r.Node.IsUnspecified()
 }

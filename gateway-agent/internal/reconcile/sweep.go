@@ -91,7 +91,8 @@ func (s Sweeper) sweep(ctx context.Context, pods []netip.Prefix) {
 }
 
 // podsBehind returns the pod subnets of the node, if Target is the gateway IP
-// of a tenant of its cluster.
+// of a tenant of its cluster. Over IPv6 a node may ask from a link-local
+// address, which the records do not know: it may be any node of the cluster.
 func (s Sweeper) podsBehind(r Resolved) []netip.Prefix {
 	var out []netip.Prefix
 	for _, c := range s.Snapshot().Memory.Clusters {
@@ -99,7 +100,7 @@ func (s Sweeper) podsBehind(r Resolved) []netip.Prefix {
 			continue
 		}
 		for _, n := range c.Nodes {
-			if slices.Contains(n.Addresses, r.Node) {
+			if slices.Contains(n.Addresses, r.Node) || r.Node.IsLinkLocalUnicast() {
 				out = append(out, tenant.FamilyOf(r.Target).Prefixes(n.Subnets)...)
 			}
 		}

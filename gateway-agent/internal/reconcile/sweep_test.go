@@ -122,3 +122,32 @@ func TestSweeperPace(t *testing.T) {
 		}
 	})
 }
+
+// Over IPv6 a node may ask from a link-local address, which no record holds.
+func TestPodsBehindIPv6(t *testing.T) {
+	four, six1, six2 := netip.MustParsePrefix("10.128.0.0/23"), netip.MustParsePrefix("fd01:0:0:1::/64"), netip.MustParsePrefix("fd01:0:0:2::/64")
+	hop := netip.MustParseAddr("fd00:99::13")
+	s := Sweeper{Snapshot: func() *Snapshot {
+		return &Snapshot{Memory: Memory{Clusters: map[string]Cluster{"lab": {
+			Tenants: map[string]Entry{"blue": {Record: tenant.Tenant{GatewayIPs: []netip.Addr{hop}}}},
+			Nodes: map[string]tenant.Node{
+				"node1": {Subnets: []netip.Prefix{four, six1}, Addresses: []netip.Addr{netip.MustParseAddr("fd00:99::21")}},
+				"node2": {Subnets: []netip.Prefix{six2}, Addresses: []netip.Addr{netip.MustParseAddr("fd00:99::22")}},
+			},
+		}}}}
+	}}
+	for asks, want := range map[string][]netip.Prefix{
+		"fd00:99::21": {six1},
+		"fd00:99::99": nil,
+		"fe80::1":     {six1, six2},
+	} {
+		got := s.podsBehind(Resolved{Node: netip.MustParseAddr(asks), Target: hop})
+		slices.SortFunc(got, netip.Prefix.Compare)
+		if !slices.Equal(got, want) {
+			t.Errorf("%s asks: pods %v, want %v", asks, got, want)
+		}
+	}
+	if got := s.podsBehind(Resolved{Node: netip.MustParseAddr("fe80::1"), Target: netip.MustParseAddr("fd00:99::12")}); len(got) > 0 {
+		t.Errorf("who asks for another address than a gateway IP: %v", got)
+	}
+}
