@@ -18,7 +18,7 @@ import (
 )
 
 // Flows works on the network namespace in which Open was called, DeleteUntranslated
-// and Count on that of their callers too. Its methods are safe for concurrent
+// and Count on that of their callers too, Usage on that alone. Its methods are safe for concurrent
 // use. All of them bear with entries that vanish between being found and being
 // deleted.
 type Flows struct {
@@ -109,6 +109,32 @@ func (f *Flows) DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (in
 			!local[e.TupleOrig.IP.DestinationAddress]
 	}, counts)
 	return counts[0], wrap(err, "delete untranslated connections of %v", pods)
+}
+
+// Lost is what connection tracking of this namespace has dropped since it
+// began, of all tenants and of everybody else: the kernel does not say whose.
+type Lost struct {
+	// NotInserted are new connections for which no free port was left, and
+	// packets that lost the race to begin a connection.
+	NotInserted uint64
+	// Dropped are new connections that found the table full.
+	Dropped uint64
+	// Evicted are unanswered connections that made room in a full table.
+	Evicted uint64
+}
+
+// Lost reads the counters of all processors.
+func (f *Flows) Lost(context.Context) (Lost, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	stats, err := f.conn.Stats()
+	var out Lost
+	for _, s := range stats {
+		out.NotInserted += uint64(s.InsertFailed)
+		out.Dropped += uint64(s.Drop)
+		out.Evicted += uint64(s.EarlyDrop)
+	}
+	return out, wrap(err, "read the counters of connection tracking")
 }
 
 // Count returns the number of entries of this namespace.

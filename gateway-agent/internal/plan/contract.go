@@ -59,6 +59,7 @@ type Input struct {
 type Problem struct {
 	Cluster, Tenant, Node string // Tenant or Node is set, or neither for the host
 	Reason                string // CamelCase, stable
+	Warning               bool   // it is served as asked all the same
 	Message               string // what and where, with the remedy
 }
 

@@ -79,6 +79,7 @@ const (
 	EventRemoved    = "removed"
 	EventFlush      = "conntrack-flush"
 	EventProblem    = "problem"
+	EventPorts      = "ports"
 	EventHeld       = "held"
 	EventConnect    = "connect"
 	EventLoss       = "loss"

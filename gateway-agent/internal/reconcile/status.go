@@ -69,7 +69,10 @@ func (l *Loop) publish(views map[string]View, res result, p Pass) {
 func (l *Loop) statusesOf(res result, problems []plan.Problem, err error) map[Ref]tenant.Status {
 	byTenant := map[Ref]plan.Problem{}
 	for _, p := range slices.Backward(problems) {
-		byTenant[Ref{p.Cluster, p.Tenant}] = p // the first one wins
+		ref := Ref{p.Cluster, p.Tenant}
+		if before, known := byTenant[ref]; !known || !p.Warning || before.Warning {
+			byTenant[ref] = p // the first one wins, but no warning hides a failure
+		}
 	}
 	out := map[Ref]tenant.Status{}
 	for _, r := range l.memory.Refs() {
@@ -111,10 +114,12 @@ func verdict(e Entry, res result, p plan.Problem, err error) (programmed bool, r
 		return false, ReasonStepFailed, own.Err.Error()
 	case p.Reason == ReasonBadRecord:
 		return true, p.Reason, p.Message // the last good content is programmed
-	case p.Reason != "":
+	case p.Reason != "" && !p.Warning:
 		return false, p.Reason, p.Message
 	case e.Held:
 		return true, ReasonHeld, heldMessage
+	case p.Warning:
+		return true, p.Reason, p.Message
 	}
 	return true, "", ""
 }

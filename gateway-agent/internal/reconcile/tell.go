@@ -130,7 +130,7 @@ func (l *Loop) tellProblems(now []plan.Problem) {
 	for _, p := range news {
 		l.Log.Warn("problem", "cluster", p.Cluster, "tenant", p.Tenant, "node", p.Node, "reason", p.Reason, "err", p.Message)
 		events = append(events, Event{
-			Cluster: p.Cluster, Kind: EventProblem, Subject: subjectOf(p), Data: problemData{l.Gateway, p.Reason, p.Message},
+			Cluster: p.Cluster, Kind: kindOf(p), Subject: subjectOf(p), Data: problemData{l.Gateway, p.Reason, p.Message},
 		})
 	}
 	for p := range l.reported {
@@ -140,6 +140,13 @@ func (l *Loop) tellProblems(now []plan.Problem) {
 	}
 	l.reported = all
 	l.tell(events...)
+}
+
+func kindOf(p plan.Problem) string {
+	if p.Reason == ReasonPortsNearlyExhausted || p.Reason == ReasonPortsExhausted {
+		return EventPorts
+	}
+	return EventProblem
 }
 
 func subjectOf(p plan.Problem) string {
