@@ -79,34 +79,12 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	a.metrics = publish.NewMetrics(registry)
-	a.measure(registry, version)
+	figures{a.conn.Connected, func() bool { return a.loop.Load() != nil }, a.audit}.register(registry, version)
 	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.live, Ready: a.kube.Ready, Registry: registry}.Listen()
 	if err != nil {
 		return nil, fmt.Errorf("CLUSTER_LISTEN=%q: %w", c.Listen, err)
 	}
 	return a, nil
-}
-
-// measure registers the figures of the process as a whole.
-func (a *agent) measure(r prometheus.Registerer, version string) {
-	gauge := func(name, help string, value func() float64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
-	}
-	truth := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
-	}
-	gauge("egress_nats_connected", "1 while there is a connection to NATS.", func() float64 { return truth(a.conn.Connected()) })
-	gauge("egress_leader", "1 while this replica leads.", func() float64 { return truth(a.loop.Load() != nil) })
-	gauge("egress_audit_spool_events", "Audit events that NATS has not taken yet.", func() float64 { return float64(a.audit.Pending()) })
-	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "egress_audit_dropped_total", Help: "Audit events that were lost since the spool was full.",
-	}, func() float64 { return float64(a.audit.Dropped()) }))
-	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "egress_build_info", Help: "The version of the program.", ConstLabels: prometheus.Labels{"version": version},
-	}, func() float64 { return 1 }))
 }
 
 // run serves until ctx ends.

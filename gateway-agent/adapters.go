@@ -59,6 +59,28 @@ func (f countedFlows) DeleteUntranslated(ctx context.Context, pods []netip.Prefi
 	return n, err
 }
 
+// portsAdapter counts connections.
+type portsAdapter struct{ *flows.Flows }
+
+func (p portsAdapter) Usage(ctx context.Context, mask uint32, full int) (reconcile.Usage, error) {
+	u, err := p.Flows.Usage(ctx, mask, full)
+	out := reconcile.Usage{
+		Entries: u.Entries, Marks: make(map[uint32]reconcile.PortUse, len(u.Marks)), Full: make(map[reconcile.PortTarget]int, len(u.Full)),
+	}
+	for mark, use := range u.Marks {
+		out.Marks[mark] = reconcile.PortUse{Connections: use.Connections, Busiest: reconcile.PortTarget(use.Busiest), Used: use.Used}
+	}
+	for t, used := range u.Full {
+		out.Full[reconcile.PortTarget(t)] = used
+	}
+	return out, err
+}
+
+func (p portsAdapter) Lost(ctx context.Context) (reconcile.LostFlows, error) {
+	l, err := p.Flows.Lost(ctx)
+	return reconcile.LostFlows(l), err
+}
+
 type announceAdapter struct{ *announce.Announcer }
 
 func (a announceAdapter) Announce(addr plan.Addr) {

@@ -92,6 +92,7 @@ type agent struct {
 	loop      *reconcile.Loop
 	sweeper   reconcile.Sweeper
 	reporter  reconcile.Reporter
+	ports     *reconcile.PortWatch
 	server    *daemon.Server
 
 	changed, sweep, report *daemon.Trigger
@@ -124,13 +125,19 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	m := newMetrics(version)
 	conns := countedFlows{flowsAdapter{a.flows}, m.flushed}
 	checks := &laterChecks{kernel: k, every: checkEvery}
+	a.ports = &reconcile.PortWatch{
+		Flows: portsAdapter{a.flows}, MarkMask: c.MarkMask, Ports: flows.Ports, Clock: time.Now, Log: log,
+		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,
+	}
 	a.loop = reconcile.NewLoop(reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
 		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
-		Views:   func() map[string]reconcile.View { return viewsOf(a.follower) },
-		Trouble: func() []plan.Problem { return slices.Concat(checks.problems(ctx), troubleOf(a.follower)) },
-		Sweep:   a.sweep.Poke,
-		OnPass:  func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
+		Views: func() map[string]reconcile.View { return viewsOf(a.follower) },
+		Trouble: func() []plan.Problem {
+			return slices.Concat(checks.problems(ctx), troubleOf(a.follower), a.ports.View().Problems)
+		},
+		Sweep:  a.sweep.Poke,
+		OnPass: func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
 	})
 	a.sweeper = reconcile.Sweeper{Flows: conns, Audit: auditAdapter{a.audit}, Log: log, Snapshot: a.loop.Snapshot}
 	a.reporter = reconcile.Reporter{
@@ -138,7 +145,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Snapshot: a.loop.Snapshot, Statuses: statusAdapter{a.status},
 	}
 	registry := prometheus.NewRegistry()
-	m.register(registry, scraped{a.loop.Snapshot, a.conn.Connected, k.Counters, a.audit})
+	m.register(registry, scraped{a.loop.Snapshot, a.ports.View, a.conn.Connected, k.Counters, k.Tables, a.audit})
 	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.live, Ready: a.ready, Registry: registry}.Listen()
 	return a, err
 }
@@ -197,6 +204,7 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go("sweeper", func(ctx context.Context) error {
 		return a.sweeper.Run(ctx, translate(ctx, resolved), a.sweep.C(), a.config.Resync)
 	})
+	g.Go("ports", a.ports.Run)
 	g.Go("http", a.server.Run)
 	err = g.Wait()
 

@@ -137,6 +137,8 @@ func exampleSight() sight {
 			Guards:  map[string]kernel.Counter{"pod source IPv4": {Packets: 7}, "egress IP IPv4": {}},
 		},
 	}
+	s.usage.Marks = map[uint32]reconcile.PortUse{0x100000: {Connections: 60100, Used: 59000, Busiest: reconcile.PortTarget{
+		Protocol: 6, Destination: netip.MustParseAddrPort("203.0.113.10:443"), Egress: addr("192.168.55.113")}}}
 	s.state, _ = plan.Desired(reconcile.InputOf(s.Memory, s.host))
 	return s
 }
@@ -177,6 +179,7 @@ func TestStatusText(t *testing.T) {
 	e := healthy.Memory.Clusters["c1"].Tenants["ns-red"]
 	e.Held = false
 	healthy.Memory.Clusters["c1"].Tenants["ns-red"] = e
+	healthy.usage.Marks = nil
 	golden(t, "healthy.txt", textOf(t, newReport(c, healthy)))
 
 	broken := exampleSight()

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"egress-gateway.io/gateway-agent/internal/flows"
 	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
@@ -59,8 +60,14 @@ type tenantLine struct {
 	EgressIPs  []netip.Addr `json:"egressIPs"`
 	Packets    uint64       `json:"packets"` // from the pods, since the link was made
 	Bytes      uint64       `json:"bytes"`
-	Held       bool         `json:"held,omitempty"`
-	Generation int64        `json:"generation"`
+	// Connections are those of all families. PortsUsed of the Ports that an
+	// egress IP has are in use towards BusiestDestination.
+	Connections        int    `json:"connections"`
+	PortsUsed          int    `json:"portsUsed"`
+	Ports              int    `json:"ports"`
+	BusiestDestination string `json:"busiestDestination,omitempty"`
+	Held               bool   `json:"held,omitempty"`
+	Generation         int64  `json:"generation"`
 }
 
 type routeLine struct {
@@ -132,7 +139,20 @@ func readReport(ctx context.Context, c Config) (report, error) {
 	if seen.counters, err = k.Counters(ctx); err != nil {
 		return report{}, fmt.Errorf("read the counters: %w", err)
 	}
+	if seen.usage, err = readUsage(ctx, c); err != nil {
+		return report{}, err
+	}
 	return newReport(c, seen), nil
+}
+
+// readUsage counts the connections.
+func readUsage(ctx context.Context, c Config) (reconcile.Usage, error) {
+	f, err := flows.Open()
+	if err != nil {
+		return reconcile.Usage{}, err
+	}
+	defer f.Close()
+	return portsAdapter{f}.Usage(ctx, c.MarkMask, flows.Ports)
 }
 
 // sight is everything that a report is made from.
@@ -143,6 +163,7 @@ type sight struct {
 	host      plan.Host
 	state     plan.State
 	counters  kernel.Counters
+	usage     reconcile.Usage
 }
 
 // newReport compares what is remembered with what is there.
@@ -188,6 +209,12 @@ func (r *report) judge(s sight) {
 	for _, p := range problems {
 		add("%s", reconcile.ProblemLine(p))
 	}
+	for _, t := range r.Tenants {
+		if t.PortsUsed >= t.Ports*8/10 {
+			add("%s/%s has %d of %d source ports in use towards %s; new connections there fail from about 96 %% on: give the tenant more egress addresses",
+				t.Cluster, t.Name, t.PortsUsed, t.Ports, t.BusiestDestination)
+		}
+	}
 	for _, ref := range s.Memory.HeldRefs() {
 		add("%s is held: its record vanished with many others, without a tombstone; `gateway-agent confirm-removals` lets it go", ref)
 	}
@@ -212,6 +239,11 @@ func newTenantLine(ref reconcile.Ref, mask uint32, s sight) tenantLine {
 	}
 	traffic := s.counters.Tenants[plan.TenantID(ref.Cluster, ref.Name)]
 	t.Packets, t.Bytes = traffic.FromPods.Packets, traffic.FromPods.Bytes
+	use := s.usage.Marks[plan.Mark(mask, e.Number)]
+	t.Connections, t.PortsUsed, t.Ports = use.Connections, use.Used, flows.Ports
+	if use.Used > 0 {
+		t.BusiestDestination = use.Busiest.Where()
+	}
 	return t
 }
 

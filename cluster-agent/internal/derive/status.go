@@ -93,6 +93,9 @@ func Programmed(t *v1alpha1.EgressTenant, statuses []tenant.Status, gateways map
 		this := s.UID == string(t.UID) && s.Generation == generation
 		switch {
 		case this && s.Programmed && gw.Alive:
+			if s.Reason != "" { // a warning
+				return s.Gateway, yes(ReasonProgrammed, "gateway %q serves generation %d; %s: %s", s.Gateway, generation, s.Reason, bounded(s.Message))
+			}
 			return s.Gateway, yes(ReasonProgrammed, "gateway %q serves generation %d", s.Gateway, generation)
 		case this && s.Programmed:
 			silent = &s

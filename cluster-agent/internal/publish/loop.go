@@ -124,7 +124,7 @@ func (l *Loop) turn(ctx context.Context) time.Duration {
 	p, err := l.pass(ctx)
 	now := l.Clock()
 	l.beat.set(now)
-	l.Metrics.pass(now.Sub(begin), err)
+	l.Metrics.Pass(now.Sub(begin))
 	next := resync
 	if p != nil && !p.wake.IsZero() {
 		next = min(next, max(p.wake.Sub(now), 0))

@@ -112,7 +112,7 @@ func (l *Loop) pass(ctx context.Context) (*pass, error) {
 	var errs []error
 	step := func(name string, err error) {
 		if err != nil {
-			l.Metrics.failed(name)
+			l.Metrics.Failed(name)
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}

@@ -28,13 +28,14 @@ type nftObject struct {
 }
 
 // listGuard returns the objects of the guard table, none if there is no table.
-func (k *Kernel) listGuard(ctx context.Context) ([]nftObject, error) {
-	return k.listTable(ctx, "inet", plan.GuardTable)
+// Options are nft's: --terse leaves out what the sets hold.
+func (k *Kernel) listGuard(ctx context.Context, options ...string) ([]nftObject, error) {
+	return k.listTable(ctx, "inet", plan.GuardTable, options...)
 }
 
 // listTable returns the objects of a table, none if there is no such table.
-func (k *Kernel) listTable(ctx context.Context, family, table string) ([]nftObject, error) {
-	out, err := run(ctx, nil, k.nft, "-j", "list", "table", family, table)
+func (k *Kernel) listTable(ctx context.Context, family, table string, options ...string) ([]nftObject, error) {
+	out, err := run(ctx, nil, k.nft, append(options, "-j", "list", "table", family, table)...)
 	if err != nil {
 		if strings.Contains(err.Error(), "No such file or directory") {
 			return nil, nil
@@ -114,7 +115,7 @@ func (k *Kernel) applyGuard(ctx context.Context, steps []plan.Step) error {
 // guardCounters sums the packets that each rule of the guard dropped, by what
 // the rule is for.
 func (k *Kernel) guardCounters(ctx context.Context) (map[string]Counter, error) {
-	objects, err := k.listGuard(ctx)
+	objects, err := k.listGuard(ctx, "--terse")
 	out := make(map[string]Counter)
 	for _, o := range objects {
 		if o.Rule == nil {
@@ -124,8 +125,7 @@ func (k *Kernel) guardCounters(ctx context.Context) (map[string]Counter, error) 
 		for _, e := range o.Rule.Expr {
 			var c Counter
 			if raw, ok := e["counter"]; ok && json.Unmarshal(raw, &c) == nil {
-				sum := out[what]
-				out[what] = Counter{sum.Packets + c.Packets, sum.Bytes + c.Bytes}
+				out[what] = out[what].plus(c)
 			}
 		}
 	}

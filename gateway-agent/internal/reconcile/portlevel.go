@@ -67,7 +67,10 @@ func (w *PortWatch) problems(tenants owners) []plan.Problem {
 	for t, level := range w.levels {
 		ref, known := tenants.byEgress[t.Egress]
 		whose, remedy := "egress IP", "give the tenant more egress addresses (annotation egress-gateway.io/egress-ips, or addressesPerTenant of its pool), or let the application keep its connections"
-		if !known {
+		switch {
+		case !known && !slices.Contains(w.Snapshot().Addresses, t.Egress):
+			continue // of a tenant that has gone, or lost the address
+		case !known:
 			whose, remedy = "the gateway's own address", "all tenants share it towards the nodes' network; let the pods there be reached without the gateway, or let the application keep its connections"
 		}
 		p := plan.Problem{Cluster: ref.Cluster, Tenant: ref.Name, Warning: true, Reason: ReasonPortsNearlyExhausted}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
+)
+
+type fakeCounts struct {
+	usage Usage
+	lost  LostFlows
+	err   error
+	looks int
+	takes time.Duration
+}
+
+func (f *fakeCounts) Usage(_ context.Context, _ uint32, full int) (Usage, error) {
+	f.looks++
+	time.Sleep(f.takes) // the bubble's time
+	out := f.usage
+	out.Full = map[PortTarget]int{}
+	for t, n := range f.usage.Full {
+		if n >= full {
+			out.Full[t] = n
+		}
+	}
+	return out, f.err
+}
+
+func (f *fakeCounts) Lost(context.Context) (LostFlows, error) { return f.lost, nil }
+
+// portsBench has blue (number 1, .113) and red (number 2, .114), and targets
+// with 1000 ports.
+type portsBench struct {
+	*PortWatch
+	*fakeCounts
+	changes int
+}
+
+func newPortsBench() *portsBench {
+	entry := func(n int, ip string) Entry {
+		return Entry{Number: n, Record: tenant.Tenant{EgressIPs: []netip.Addr{netip.MustParseAddr(ip)}}}
+	}
+	snap := &Snapshot{Addresses: []netip.Addr{netip.MustParseAddr("192.168.99.12")}, Memory: Memory{Clusters: map[string]Cluster{
+		"c1": {Tenants: map[string]Entry{"blue": entry(1, "192.168.55.113"), "red": entry(2, "192.168.55.114")}}}}}
+	b := &portsBench{fakeCounts: &fakeCounts{}}
+	b.PortWatch = &PortWatch{
+		Flows: b.fakeCounts, MarkMask: 0xfff00000, Ports: 1000, Clock: time.Now, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Snapshot: func() *Snapshot { return snap }, Changed: func() { b.changes++ },
+	}
+	return b
+}
+
+func towards(egress string) PortTarget {
+	return PortTarget{Protocol: 17, Destination: netip.MustParseAddrPort("203.0.113.10:53"), Egress: netip.MustParseAddr(egress)}
+}
+
+// look sets how many ports are used from each address, and looks.
+func (b *portsBench) look(t *testing.T, used map[string]int) []string {
+	t.Helper()
+	b.usage = Usage{Marks: map[uint32]PortUse{}, Full: map[PortTarget]int{}}
+	for egress, n := range used {
+		b.usage.Full[towards(egress)] = n
+		for mark, ip := range map[uint32]string{0x100000: "192.168.55.113", 0x200000: "192.168.55.114"} {
+			if ip == egress {
+				b.usage.Marks[mark] = PortUse{Connections: n, Used: n, Busiest: towards(egress)}
+			}
+		}
+	}
+	if _, err := b.Look(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, p := range b.View().Problems {
+		if !p.Warning {
+			t.Errorf("not a warning: %+v", p)
+		}
+		out = append(out, p.Tenant+" "+p.Reason)
+	}
+	return out
+}
+
+func TestPortLevels(t *testing.T) {
+	b := newPortsBench()
+	const blue, red, own = "192.168.55.113", "192.168.55.114", "192.168.99.12"
+	near, over := "blue "+ReasonPortsNearlyExhausted, "blue "+ReasonPortsExhausted
+	for i, step := range []struct {
+		used    map[string]int
+		want    []string
+		changes int
+	}{
+		{map[string]int{blue: 799}, nil, 0},
+		{map[string]int{blue: 800}, []string{near}, 1},
+		{map[string]int{blue: 900}, []string{near}, 1}, // the words do not change with each connection
+		{map[string]int{blue: 950}, []string{over}, 2},
+		{map[string]int{blue: 851}, []string{over}, 2}, // and do not flicker
+		{map[string]int{blue: 849, red: 810}, []string{near, "red " + ReasonPortsNearlyExhausted}, 3},
+		{map[string]int{blue: 701}, []string{near}, 4},
+		{map[string]int{blue: 699}, nil, 5},
+		{map[string]int{own: 990}, []string{" " + ReasonPortsExhausted}, 6},
+		{map[string]int{"192.168.55.199": 990}, nil, 7}, // whose it was is unknown
+	} {
+		if d := cmp.Diff(step.want, b.look(t, step.used)); d != "" {
+			t.Errorf("step %d: %s", i, d)
+		}
+		if b.changes != step.changes {
+			t.Errorf("step %d: %d changes were told, want %d", i, b.changes, step.changes)
+		}
+	}
+	if use := b.View().Tenants[Ref{"c1", "blue"}]; use.Used != 0 || len(b.View().Tenants) != 2 {
+		t.Errorf("tenants: %+v", b.View().Tenants)
+	}
+}
+
+func TestPortFailures(t *testing.T) {
+	b := newPortsBench()
+	const blue, red = "192.168.55.113", "192.168.55.114"
+	for i, step := range []struct {
+		used      map[string]int
+		lost      uint64
+		blue, red uint64
+	}{
+		{map[string]int{blue: 990}, 100, 0, 0}, // before the agent's time
+		{map[string]int{blue: 990}, 107, 7, 0},
+		{map[string]int{blue: 10}, 110, 10, 0},              // it was full before
+		{map[string]int{blue: 10, red: 900}, 120, 10, 0},    // nobody is: a race
+		{map[string]int{blue: 990, red: 990}, 125, 12, 3},   // in equal parts
+		{map[string]int{blue: 990, red: 990}, 125, 12, 3},   // nothing new
+		{map[string]int{blue: 990, red: 10}, 4, 12, 3},      // counters of the kernel that began anew
+		{map[string]int{blue: 990, red: 10}, 5, 13, 3},      // and go on
+		{map[string]int{}, 1_000_005, 1_000_013, 3},         // blue was full
+		{map[string]int{}, 1_000_006, 1_000_013, 3},         // and is no more
+		{map[string]int{red: 960}, 1_000_007, 1_000_013, 4}, // became full meanwhile
+	} {
+		b.lost.NotInserted = step.lost
+		b.look(t, step.used)
+		failed := b.View().Failed
+		if got, want := [2]uint64{failed[Ref{"c1", "blue"}], failed[Ref{"c1", "red"}]}, [2]uint64{step.blue, step.red}; got != want {
+			t.Errorf("step %d: failed %v, want %v", i, got, want)
+		}
+	}
+}
+
+func TestPortWatchPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newPortsBench()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- b.Run(ctx) }()
+		looks := func(d time.Duration) int {
+			before := b.looks
+			time.Sleep(d)
+			synctest.Wait()
+			return b.looks - before
+		}
+		if n := looks(time.Minute); n < 6 || n > 7 {
+			t.Errorf("idle: %d looks in a minute", n)
+		}
+		b.usage.Marks = map[uint32]PortUse{0x100000: {Used: 501}}
+		looks(11 * time.Second)
+		if n := looks(time.Minute); n < 28 || n > 31 {
+			t.Errorf("half of the ports in use: %d looks in a minute", n)
+		}
+		b.takes = 300 * time.Millisecond // a full table
+		looks(7 * time.Second)
+		if n := looks(time.Minute); n < 8 || n > 10 {
+			t.Errorf("a full table, half of the ports in use: %d looks in a minute", n)
+		}
+		b.usage.Marks = nil
+		looks(40 * time.Second)
+		if n := looks(5 * time.Minute); n < 9 || n > 11 {
+			t.Errorf("a full table: %d looks in five minutes", n)
+		}
+		b.err = errors.New("broken")
+		looks(time.Minute)
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestWarningsDoNotFail: a tenant that is warned about is programmed, and says
+// why it is warned about; a failure is never hidden by that.
+func TestWarningsDoNotFail(t *testing.T) {
+	warning := plan.Problem{Cluster: "c1", Tenant: "t", Warning: true, Reason: ReasonPortsExhausted, Message: "full"}
+	failure := plan.Problem{Cluster: "c1", Tenant: "t", Reason: "AddressTaken", Message: "taken"}
+	for _, c := range []struct {
+		problems   []plan.Problem
+		programmed bool
+		reason     string
+	}{
+		{[]plan.Problem{warning}, true, ReasonPortsExhausted},
+		{[]plan.Problem{warning, failure}, false, "AddressTaken"},
+		{[]plan.Problem{failure, warning}, false, "AddressTaken"},
+	} {
+		l := NewLoop(Options{Clock: time.Now})
+		l.memory = Memory{Clusters: map[string]Cluster{"c1": {Tenants: map[string]Entry{"t": {}}}}}
+		st := l.statusesOf(result{}, c.problems, nil)[Ref{"c1", "t"}]
+		if st.Programmed != c.programmed || st.Reason != c.reason {
+			t.Errorf("%v: programmed %v, %s", c.problems, st.Programmed, st.Reason)
+		}
+	}
+	if kindOf(warning) != EventPorts || kindOf(failure) != EventProblem {
+		t.Error("kinds of events")
+	}
+}

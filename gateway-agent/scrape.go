@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"egress-gateway.io/gateway-agent/internal/flows"
+	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/reconcile"
+	"egress-gateway.io/shared/tenant"
+)
+
+// scrapeTimeout bounds what one scrape may cost the kernel.
+const scrapeTimeout = 5 * time.Second
+
+// scraped reads at the time of the scrape what others hold: the loop, the watch
+// over the ports, and the kernel, that with a few requests for all tenants.
+type scraped struct {
+	snapshot  func() *reconcile.Snapshot
+	ports     func() *reconcile.PortsView
+	connected func() bool
+	counters  func(context.Context) (kernel.Counters, error)
+	tables    func() (kernel.Tables, error)
+	audit     interface {
+		Pending() int
+		Dropped() uint64
+	}
+}
+
+// sink takes values. Labels alternate between name and value.
+type sink chan<- prometheus.Metric
+
+func (s sink) gauge(name, help string, value float64, labels ...string) {
+	s.send(prometheus.GaugeValue, name, help, value, labels)
+}
+
+func (s sink) counter(name, help string, value uint64, labels ...string) {
+	s.send(prometheus.CounterValue, name, help, float64(value), labels)
+}
+
+func (s sink) send(kind prometheus.ValueType, name, help string, value float64, labels []string) {
+	var names, values []string
+	for i := 0; i < len(labels); i += 2 {
+		names, values = append(names, labels[i]), append(values, labels[i+1])
+	}
+	s <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), kind, value, values...)
+}
+
+// failed makes the scrape say that something could not be read.
+func (s sink) failed(name string, err error) {
+	s <- prometheus.NewInvalidMetric(prometheus.NewDesc(name, "", nil, nil), err)
+}
+
+// Describe sends nothing: the collector is unchecked, its metrics are listed in
+// Collect only.
+func (s scraped) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (s scraped) Collect(out chan<- prometheus.Metric) {
+	to, snap := sink(out), s.snapshot()
+	programmed, failed, held := snap.Counts()
+	to.gauge("egress_gateway_tenants_programmed", "Tenants that the kernel serves as their records ask for.", float64(programmed))
+	to.gauge("egress_gateway_tenants_failed", "Tenants that are not served as their records ask for.", float64(failed))
+	to.gauge("egress_gateway_tenants_held", "Tenants that are kept although their records vanished.", float64(held))
+	to.gauge("egress_gateway_problems", "Problems that status shows, warnings included.", float64(len(snap.Problems)))
+	to.gauge("egress_nats_connected", "1 while there is a connection to NATS.", boolValue(s.connected()))
+	to.gauge("egress_audit_spool_events", "Audit events that NATS has not acknowledged yet.", float64(s.audit.Pending()))
+	to.counter("egress_audit_dropped_total", "Audit events that were lost: the spool was full or damaged.", s.audit.Dropped())
+	if !snap.Pass.Began.IsZero() {
+		to.gauge("egress_gateway_last_pass_timestamp_seconds", "When the last pass of the loop began.", float64(snap.Pass.Began.UnixMilli())/1000)
+	}
+	for ref, st := range snap.Statuses {
+		to.gauge("egress_gateway_tenant_ready", "1 if the tenant is programmed.", boolValue(st.Programmed), "tenant", ref.String())
+	}
+	for cluster, c := range snap.Memory.Clusters {
+		to.gauge("egress_state_revision", "Generation of the state in force.", float64(c.Generation), "cluster", cluster)
+		if beat := snap.Heartbeats[cluster]; !beat.IsZero() {
+			to.gauge("egress_state_age_seconds", "Time since the cluster's writer was last alive.", time.Since(beat).Seconds(), "cluster", cluster)
+		}
+	}
+	s.collectTraffic(to)
+	s.collectPorts(to)
+	s.collectTables(to)
+}
+
+func (s scraped) collectTraffic(to sink) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	counters, err := s.counters(ctx)
+	if err != nil {
+		to.failed("egress_gateway_tenant_packets_total", err)
+		return
+	}
+	for id, t := range counters.Tenants {
+		to.counter("egress_gateway_tenant_packets_total", "Packets from the tenant's pods since its link was made.", t.FromPods.Packets, "tenant", id)
+		to.counter("egress_gateway_tenant_bytes_total", "Bytes from the tenant's pods since its link was made.", t.FromPods.Bytes, "tenant", id)
+	}
+	for what, c := range counters.Guards {
+		to.counter("egress_gateway_guard_drops_total", "Packets that a guard dropped: leaks prevented.", c.Packets, "guard", what)
+	}
+	for why, c := range counters.Refused {
+		to.counter("egress_gateway_refused_packets_total", "Packets that were refused before they came to a guard.", c.Packets, "reason", why)
+	}
+}
+
+func (s scraped) collectPorts(to sink) {
+	v := s.ports()
+	if v.At.IsZero() {
+		return
+	}
+	to.gauge("egress_gateway_destination_ports", "Source ports that an egress IP has towards one destination (protocol, address, port).", flows.Ports)
+	for ref, use := range v.Tenants {
+		id := ref.String()
+		to.gauge("egress_gateway_tenant_connections", "Entries of connection tracking that are the tenant's.", float64(use.Connections), "tenant", id)
+		to.gauge("egress_gateway_tenant_ports_used", "Source ports in use from one egress IP of the tenant towards its busiest destination.", float64(use.Used), "tenant", id)
+		to.counter("egress_gateway_tenant_connections_failed_total",
+			"Connections that failed while hardly a port was free. The kernel counts them for all tenants together; the count is divided among those without ports.", v.Failed[ref], "tenant", id)
+	}
+	to.gauge("egress_conntrack_scan_duration_seconds", "What the last look at all connections took.", v.Took.Seconds())
+	lost := "Packets that connection tracking dropped, and entries that it evicted, of everybody. not_inserted: no free port, or a race was lost; table_full: no room; evicted: unanswered, made room."
+	to.counter("egress_conntrack_lost_total", lost, v.Lost.NotInserted, "cause", "not_inserted")
+	to.counter("egress_conntrack_lost_total", lost, v.Lost.Dropped, "cause", "table_full")
+	to.counter("egress_conntrack_lost_total", lost, v.Lost.Evicted, "cause", "evicted")
+}
+
+func (s scraped) collectTables(to sink) {
+	tables, err := s.tables()
+	if err != nil {
+		to.failed("egress_conntrack_entries", err)
+		return
+	}
+	to.gauge("egress_conntrack_entries", "Entries of connection tracking, of everybody.", float64(tables.Conntrack.Used))
+	to.gauge("egress_conntrack_limit", "Entries that connection tracking has room for (nf_conntrack_max).", float64(tables.Conntrack.Limit))
+	for _, f := range tenant.Families() {
+		use, known := tables.Neighbours[f]
+		if !known {
+			continue
+		}
+		to.gauge("egress_neighbour_entries", "Entries of the neighbour table, of the whole machine.", float64(use.Used), "family", f.String())
+		if use.Limit > 0 {
+			to.gauge("egress_neighbour_limit", "Entries that the neighbour table has room for (gc_thresh3).", float64(use.Limit), "family", f.String())
+		}
+	}
+}
+
+func boolValue(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
