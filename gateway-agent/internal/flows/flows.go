@@ -131,7 +131,8 @@ func (f *Flows) Lost(context.Context) (Lost, error) {
 	var out Lost
 	for _, s := range stats {
 		out.NotInserted += uint64(s.InsertFailed)
-		out.Dropped += uint64(s.Drop)
+		// The kernel counts what it could not insert as dropped as well.
+		out.Dropped += uint64(max(s.Drop, s.InsertFailed) - s.InsertFailed)
 		out.Evicted += uint64(s.EarlyDrop)
 	}
 	return out, wrap(err, "read the counters of connection tracking")

@@ -40,8 +40,8 @@ type Usage struct {
 }
 
 // Usage counts the connections that carry a mark within mask, and reports the
-// Targets that have full or more. It reads the whole table: about 0.2 s and 8
-// MiB for 262,144 entries, of which nothing stays.
+// Targets that have full or more. It reads the whole table: some 0.4 s of one
+// processor for 262,144 entries, and at most 8 MiB, of which nothing stays.
 func (f *Flows) Usage(ctx context.Context, mask uint32, full int) (Usage, error) {
 	c := counter{
 		mask: mask, full: uint32(max(full, 1)), seed: maphash.MakeSeed(), targets: make(map[uint64]uint32),

@@ -5,7 +5,9 @@ package reconcile
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
+	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
@@ -16,55 +18,101 @@ const (
 	ReasonPortsExhausted       = "PortsExhausted"
 )
 
-// The parts of a target's ports at which its level changes. The kernel gives up
-// the search for a free port early: from 96 % on it drops new connections. A
-// level ends a tenth below where it begins, so that it does not flicker.
+// The parts of a target's ports at which its level changes. A level ends a tenth
+// below where it begins, so that it does not flicker.
+//
+// The kernel tries the pod's own port, then at most 240 others in four rows of
+// neighbours, and drops the connection if all are taken. With ports in use all
+// over the range that begins at 96 %; where they stand in one dense row, as
+// those of a single pod do, connections of other pods fail from half on.
 const (
+	levelWatched   = 0.50
 	levelNear      = 0.80
 	levelExhausted = 0.95
 	levelSlack     = 0.10
-	levelEnds      = levelNear - levelSlack
+	// levelHold is how long a target that failed connections keeps its level.
+	levelHold = time.Minute
 )
 
 // portLevel says how near a target is to its last port.
 type portLevel int
 
 const (
-	portsNear portLevel = iota + 1
+	portsWatched portLevel = iota
+	portsNear
 	portsExhausted
 )
 
-// judge gives each target its level. full holds all that are above levelEnds.
-func (w *PortWatch) judge(full map[PortTarget]int) {
-	levels := make(map[PortTarget]portLevel)
-	for t, used := range full {
-		was := w.levels[t]
-		switch {
-		case used >= w.of(levelExhausted), was == portsExhausted && used >= w.of(levelExhausted-levelSlack):
-			levels[t] = portsExhausted
-		case used >= w.of(levelNear), was != 0:
-			levels[t] = portsNear
-		}
-	}
-	w.levels = levels
+// portState is what is known of a target.
+type portState struct {
+	level  portLevel
+	failed time.Time // when connections failed last
 }
 
-// exhausted returns the targets that have hardly a port left.
-func (w *PortWatch) exhausted() []PortTarget {
-	var out []PortTarget
-	for t, level := range w.levels {
-		if level == portsExhausted {
-			out = append(out, t)
+// suspects returns those targets to which connections that found no port are
+// most likely to have gone: of all that are watched, now or before, the fullest.
+func (w *PortWatch) suspects(full map[PortTarget]int) []PortTarget {
+	of := make(map[portLevel]map[PortTarget]bool)
+	add := func(level portLevel, t PortTarget) {
+		if of[level] == nil {
+			of[level] = make(map[PortTarget]bool)
+		}
+		of[level][t] = true
+	}
+	for t, state := range w.levels {
+		add(state.level, t)
+	}
+	for t, used := range full {
+		add(w.levelOf(used), t)
+	}
+	for _, level := range []portLevel{portsExhausted, portsNear, portsWatched} {
+		if len(of[level]) > 0 {
+			return slices.Collect(maps.Keys(of[level]))
 		}
 	}
-	return out
+	return nil
+}
+
+func (w *PortWatch) levelOf(used int) portLevel {
+	switch {
+	case used >= w.of(levelExhausted):
+		return portsExhausted
+	case used >= w.of(levelNear):
+		return portsNear
+	}
+	return portsWatched
+}
+
+// judge gives each target its level. full holds all that are watched; failing
+// are those to which connections have just failed.
+func (w *PortWatch) judge(full map[PortTarget]int, failing []PortTarget, now time.Time) {
+	states := make(map[PortTarget]portState)
+	for t, used := range full {
+		was := w.levels[t]
+		state := portState{w.levelOf(used), was.failed}
+		if slices.Contains(failing, t) {
+			state.failed = now
+		}
+		recent := !state.failed.IsZero() && now.Sub(state.failed) < levelHold
+		// What would hold the level if the slack were not there.
+		held := min(w.levelOf(used+w.of(levelSlack)), was.level)
+		state.level = max(state.level, held)
+		if recent {
+			state.level = portsExhausted
+		}
+		states[t] = state
+	}
+	w.levels = states
 }
 
 // problems words the levels, sorted. The words hold no numbers that change with
 // each look: a new problem is told, to the audit too.
 func (w *PortWatch) problems(tenants owners) []plan.Problem {
 	var out []plan.Problem
-	for t, level := range w.levels {
+	for t, state := range w.levels {
+		if state.level == portsWatched {
+			continue
+		}
 		ref, known := tenants.byEgress[t.Egress]
 		whose, remedy := "egress IP", "give the tenant more egress addresses (annotation egress-gateway.io/egress-ips, or addressesPerTenant of its pool), or let the application keep its connections"
 		switch {
@@ -74,10 +122,10 @@ func (w *PortWatch) problems(tenants owners) []plan.Problem {
 			whose, remedy = "the gateway's own address", "all tenants share it towards the nodes' network; let the pods there be reached without the gateway, or let the application keep its connections"
 		}
 		p := plan.Problem{Cluster: ref.Cluster, Tenant: ref.Name, Warning: true, Reason: ReasonPortsNearlyExhausted}
-		what := fmt.Sprintf("more than %.0f %% of the %d ports are in use; new connections there fail from about 96 %% on", 100*levelNear, w.Ports)
-		if level == portsExhausted {
+		what := fmt.Sprintf("more than %.0f %% of the %d ports are in use; new connections there fail from about 96 %% on", 100*(levelNear-levelSlack), w.Ports)
+		if state.level == portsExhausted {
 			p.Reason = ReasonPortsExhausted
-			what = fmt.Sprintf("hardly any of the %d ports is free; new connections there fail, others do not", w.Ports)
+			what = fmt.Sprintf("the kernel finds no free one of the %d ports any more, or not soon enough; new connections there fail, others do not", w.Ports)
 		}
 		p.Message = fmt.Sprintf("%s %s towards %s: %s; %s", whose, t.Egress, t.Where(), what, remedy)
 		out = append(out, p)

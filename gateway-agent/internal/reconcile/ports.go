@@ -86,7 +86,7 @@ type PortWatch struct {
 	// Changed is told when the problems are others than before.
 	Changed func()
 
-	levels map[PortTarget]portLevel
+	levels map[PortTarget]portState
 	view   atomic.Pointer[PortsView]
 }
 
@@ -132,7 +132,7 @@ func pace(took time.Duration, busiest float64) time.Duration {
 // uses. Not safe for concurrent use.
 func (w *PortWatch) Look(ctx context.Context) (busiest float64, err error) {
 	began := w.Clock()
-	usage, err := w.Flows.Usage(ctx, w.MarkMask, w.of(levelEnds))
+	usage, err := w.Flows.Usage(ctx, w.MarkMask, w.of(levelWatched))
 	if err != nil {
 		return 0, err
 	}
@@ -150,11 +150,12 @@ func (w *PortWatch) Look(ctx context.Context) (busiest float64, err error) {
 		now.Tenants[ref] = use
 		busiest = max(busiest, float64(use.Used)/float64(w.Ports))
 	}
-	exhausted := w.exhausted() // those that were so before count as well
-	w.judge(usage.Full)
+	var failing []PortTarget
 	if !before.At.IsZero() && lost.NotInserted > before.Lost.NotInserted {
-		now.Failed = attribute(now.Failed, lost.NotInserted-before.Lost.NotInserted, tenants.of(append(exhausted, w.exhausted()...)))
+		failing = w.suspects(usage.Full)
+		now.Failed = attribute(now.Failed, lost.NotInserted-before.Lost.NotInserted, tenants.of(failing))
 	}
+	w.judge(usage.Full, failing, began)
 	now.Problems = w.problems(tenants)
 	w.view.Store(now)
 	if !slices.Equal(before.Problems, now.Problems) {

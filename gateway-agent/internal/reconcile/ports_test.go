@@ -134,15 +134,17 @@ func TestPortFailures(t *testing.T) {
 	}{
 		{map[string]int{blue: 990}, 100, 0, 0}, // before the agent's time
 		{map[string]int{blue: 990}, 107, 7, 0},
-		{map[string]int{blue: 10}, 110, 10, 0},              // it was full before
-		{map[string]int{blue: 10, red: 900}, 120, 10, 0},    // nobody is: a race
-		{map[string]int{blue: 990, red: 990}, 125, 12, 3},   // in equal parts
-		{map[string]int{blue: 990, red: 990}, 125, 12, 3},   // nothing new
-		{map[string]int{blue: 990, red: 10}, 4, 12, 3},      // counters of the kernel that began anew
-		{map[string]int{blue: 990, red: 10}, 5, 13, 3},      // and go on
-		{map[string]int{}, 1_000_005, 1_000_013, 3},         // blue was full
-		{map[string]int{}, 1_000_006, 1_000_013, 3},         // and is no more
-		{map[string]int{red: 960}, 1_000_007, 1_000_013, 4}, // became full meanwhile
+		{map[string]int{blue: 10}, 110, 10, 0},            // it was full before
+		{map[string]int{blue: 10, red: 490}, 120, 10, 0},  // nobody is: a race
+		{map[string]int{red: 501}, 121, 10, 1},            // a dense row
+		{map[string]int{red: 501, blue: 820}, 122, 10, 2}, // red has failed just now
+		{map[string]int{blue: 990, red: 990}, 127, 12, 5}, // in equal parts
+		{map[string]int{blue: 990, red: 990}, 127, 12, 5}, // nothing new
+		{map[string]int{blue: 990}, 4, 12, 5},             // counters of the kernel that began anew
+		{map[string]int{blue: 990}, 5, 13, 5},             // and go on
+		{map[string]int{}, 1_000_005, 1_000_013, 5},       // blue was full
+		{map[string]int{}, 1_000_006, 1_000_013, 5},       // and is no more
+		{map[string]int{red: 960}, 1_000_007, 1_000_013, 6},
 	} {
 		b.lost.NotInserted = step.lost
 		b.look(t, step.used)

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel_test
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/gateway-agent/internal/flows"
+	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/reconcile"
+)
+
+// portCounts is what the agent puts between flows and reconcile.
+type portCounts struct{ l *lab }
+
+func (p portCounts) Usage(ctx context.Context, mask uint32, full int) (out reconcile.Usage, err error) {
+	var u flows.Usage
+	p.l.gw.Do(func() { u, err = p.l.flows.Usage(ctx, mask, full) })
+	out = reconcile.Usage{Entries: u.Entries, Marks: map[uint32]reconcile.PortUse{}, Full: map[reconcile.PortTarget]int{}}
+	for mark, use := range u.Marks {
+		out.Marks[mark] = reconcile.PortUse{Connections: use.Connections, Busiest: reconcile.PortTarget(use.Busiest), Used: use.Used}
+	}
+	for t, n := range u.Full {
+		out.Full[reconcile.PortTarget(t)] = n
+	}
+	return out, err
+}
+
+func (p portCounts) Lost(ctx context.Context) (reconcile.LostFlows, error) {
+	lost, err := p.l.flows.Lost(ctx)
+	return reconcile.LostFlows(lost), err
+}
+
+// watch makes a port watch over blue (number 1) and red (number 2).
+func (l *lab) watch() *reconcile.PortWatch {
+	entry := func(n int, ip string) reconcile.Entry {
+		e := reconcile.Entry{Number: n}
+		e.Record.EgressIPs = addrs(ip)
+		return e
+	}
+	snap := &reconcile.Snapshot{Memory: reconcile.Memory{Clusters: map[string]reconcile.Cluster{"demo": {
+		Tenants: map[string]reconcile.Entry{"ns-blue": entry(1, blue), "ns-red": entry(2, red)}}}}}
+	return &reconcile.PortWatch{
+		Flows: portCounts{l}, MarkMask: l.host.MarkMask, Ports: flows.Ports, Clock: time.Now, Log: slog.New(slog.DiscardHandler),
+		Snapshot: func() *reconcile.Snapshot { return snap }, Changed: func() {},
+	}
+}
+
+// cameFrom returns how many packets came through a tenant's link.
+func (l *lab) cameFrom(tenant string) int {
+	l.t.Helper()
+	var c kernel.Counters
+	var err error
+	l.gw.Do(func() { c, err = l.kernel.Counters(context.Background()) })
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return int(c.Tenants[tenant].FromPods.Packets)
+}
+
+// TestPortExhaustion fills all source ports of blue towards one destination
+// with real connections: blue is warned before, what fails is counted, and
+// nobody else, nor blue elsewhere, notices.
+func TestPortExhaustion(t *testing.T) {
+	l := newLab(t, "iptables-nft")
+	l.pods()
+	l.serve(l.input())
+	l.gw.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")
+	w := l.watch()
+	look := func() *reconcile.PortsView {
+		t.Helper()
+		if _, err := w.Look(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		return w.View()
+	}
+	blueRef, redRef := reconcile.Ref{Cluster: "demo", Name: "ns-blue"}, reconcile.Ref{Cluster: "demo", Name: "ns-red"}
+	// Nobody answers there, and nothing is said about it.
+	busy, other := netip.MustParseAddrPort("203.0.113.11:53"), netip.MustParseAddrPort("203.0.113.12:53")
+	one, two := l.node1.Raw("10.128.0.10"), l.node2.Raw("10.128.2.10")
+
+	if v := look(); len(v.Problems) != 0 {
+		t.Fatalf("problems before anything: %v", v.Problems)
+	}
+	began := time.Now()
+	// 52,000, which is 81 %, all over the range: a dense row would fail earlier.
+	ports := rand.New(rand.NewPCG(1, 1)).Perm(flows.Ports)
+	// A loaded machine loses packets before they come to the gateway; those of a
+	// flow that is there already change nothing.
+	v := look()
+	for rounds := 0; v.Tenants[blueRef].Used < 52000 && rounds < 10; rounds++ {
+		for _, port := range ports[:52000] {
+			one.UDP(uint16(1024+port), busy)
+		}
+		v = look()
+	}
+	if use := v.Tenants[blueRef]; use.Used != 52000 || use.Busiest.Destination != busy || use.Busiest.Egress.String() != blue {
+		t.Errorf("at 81 %%: %+v", use)
+	}
+	if len(v.Problems) != 1 || v.Problems[0].Reason != reconcile.ReasonPortsNearlyExhausted || v.Problems[0].Tenant != "ns-blue" || v.Failed[blueRef] != 0 {
+		t.Errorf("no warning before it is too late: %v, failed %v", v.Problems, v.Failed)
+	}
+	warned := time.Since(began)
+
+	// The second pod wants ports of the first one, so that the kernel has to choose.
+	const more = 18000
+	before := l.cameFrom("demo/ns-blue")
+	for _, port := range ports[:more] {
+		two.UDP(uint16(1024+port), busy)
+	}
+	v = look()
+	use := v.Tenants[blueRef]
+	failed := l.cameFrom("demo/ns-blue") - before - (use.Used - 52000)
+	t.Logf("%d of %d ports in use, %d connections failed, %d counted as blue's; warned after %s, full after %s; a look at %d entries takes %s",
+		use.Used, flows.Ports, failed, v.Failed[blueRef], warned.Round(time.Millisecond), time.Since(began).Round(time.Millisecond), v.Entries, v.Took)
+	if len(v.Problems) != 1 || v.Problems[0].Reason != reconcile.ReasonPortsExhausted {
+		t.Errorf("problems: %v", v.Problems)
+	}
+	const arp = 10 // requests and answers come through the link as well
+	if counted := int(v.Failed[blueRef]); failed < 20 || counted < failed-arp || counted > failed {
+		t.Errorf("%d connections failed, %d were counted", failed, counted)
+	}
+	if v.Lost.Dropped != 0 {
+		t.Errorf("lost: %+v, but the table is not full", v.Lost)
+	}
+
+	// Red, from the same node and towards the same destination, and blue
+	// towards another one.
+	counted := v.Failed[blueRef]
+	sources := l.wire.Sources()
+	redSender := l.node1.Raw("10.128.0.11")
+	for rounds := 0; rounds < 10 && (v.Tenants[redRef].Used < 500 || v.Tenants[blueRef].Connections < use.Used+500); rounds++ {
+		for port := 3000; port < 3500; port++ {
+			redSender.UDP(uint16(port), busy)
+			one.UDP(uint16(port), other)
+		}
+		v = look()
+	}
+	if use := v.Tenants[redRef]; use.Used != 500 {
+		t.Errorf("red has %d of 500 connections", use.Used)
+	}
+	if n := v.Tenants[blueRef].Connections - use.Used; n != 500 {
+		t.Errorf("blue has %d of 500 connections to another destination", n)
+	}
+	if v.Failed[blueRef] != counted || v.Failed[redRef] != 0 {
+		t.Errorf("failed: %v", v.Failed)
+	}
+	expect(t, l.node1, "10.128.0.10", blue)
+	expect(t, l.node1, "10.128.0.11", red)
+	after := l.wire.Sources()
+	for _, ip := range addrs(blue, red) {
+		if n := after[ip] - sources[ip]; n < 500 {
+			t.Errorf("%d of 500 packets of %s left", n, ip)
+		}
+	}
+	l.clean(blue, red)
+}
+
+// BenchmarkUsage measures a look at a table of b's size.
+func BenchmarkUsage(b *testing.B) {
+	l := newLab(b, "iptables-nft")
+	l.pods()
+	l.serve(l.input())
+	l.gw.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")
+	one := l.node1.Raw("10.128.0.10")
+	const entries = 262_000
+	for i := range entries {
+		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(20 + i/52000)}), 53)
+		one.UDP(uint16(2000+i%52000), to)
+	}
+	n := 0
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	began := processorTime(b)
+	b.ResetTimer()
+	for b.Loop() {
+		l.gw.Do(func() {
+			u, err := l.flows.Usage(context.Background(), l.host.MarkMask, 50000)
+			if n = u.Entries; err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	runtime.ReadMemStats(&after)
+	b.ReportMetric(float64(n), "entries")
+	b.ReportMetric(float64((processorTime(b)-began).Milliseconds())/float64(b.N), "cpu-ms/op")
+	b.ReportMetric(float64(after.TotalAlloc-before.TotalAlloc)/float64(b.N)/(1<<20), "MiB/op")
+}
+
+// processorTime is what this process has used so far.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
