@@ -13,17 +13,21 @@ import (
 
 // The chains of the guard table.
 const (
-	GuardExit  = "exit"
-	GuardInput = "input"
+	GuardExit   = "exit"
+	GuardOut    = "exit-out"    // of the exit guard: what leaves the external NIC
+	GuardInside = "exit-inside" // of the exit guard: from a tenant's link to elsewhere
+	GuardInput  = "input"
 )
 
-// GuardChains declares the base chains. The exit guard runs behind source NAT
+// GuardChains declares the chains. The exit guard runs behind source NAT
 // (priority 100), the last moment before a new connection is confirmed: a
 // packet that is dropped there leaves no entry, so that the same flow heals.
 func GuardChains() map[string]string {
 	return map[string]string{
-		GuardExit:  "type filter hook postrouting priority 300; policy accept;",
-		GuardInput: "type filter hook input priority -10; policy accept;",
+		GuardExit:   "type filter hook postrouting priority 300; policy accept;",
+		GuardOut:    "",
+		GuardInside: "",
+		GuardInput:  "type filter hook input priority -10; policy accept;",
 	}
 }
 
@@ -70,40 +74,96 @@ func ownerSuffix(mark uint32, ip netip.Addr) string { return fmt.Sprintf(" . %#x
 
 // guardRules returns the rules of the guard. They name sets only, so that they
 // do not change with the tenants and the nodes.
+//
+// Each packet pays for each expression it meets, comparing the name of a NIC
+// above all. Hence the exit guard asks once where a packet goes; and what is
+// right, which nearly all packets are, is found right before anything else is
+// looked for. What wrong packets meet after that only sorts them by reason.
 func guardRules(h Host) []GuardRule {
-	var out []GuardRule
-	add := func(chain, what, match string) {
-		sum := sha256.Sum256([]byte(chain + match))
-		comment := what + " #" + hex.EncodeToString(sum[:3])
-		out = append(out, GuardRule{chain, comment, match + ` counter drop comment "` + comment + `"`})
+	g := guardBuilder{
+		link: `iifname "` + LinkPrefix + `*"`, in: `"` + h.Internal + `"`, ext: `"` + h.External + `"`,
+		mark: fmt.Sprintf("ct mark & %#x", h.MarkMask),
 	}
-	link, in, ext := `iifname "`+LinkPrefix+`*"`, `"`+h.Internal+`"`, `"`+h.External+`"`
-	mark := fmt.Sprintf("ct mark & %#x", h.MarkMask)
+	g.exit()
+	g.out()
+	g.inside()
+	g.input()
+	return g.rules
+}
 
-	// Neighbour discovery's own packets have the link they leave through as
-	// their input interface as well.
-	add(GuardExit, "tenant link to another NIC", link+` oifname != "`+LinkPrefix+`*" oifname != { `+in+", "+ext+" }")
-	add(GuardExit, "tenant link without mark", link+" oifname "+ext+" "+mark+" == 0")
-	add(GuardExit, "tenant link hairpin untranslated", link+" oifname "+in+" ct status & snat == 0")
-	add(GuardExit, "reply without a way back", "oifname "+ext+" ct direction reply "+mark+" != 0")
+// guardBuilder collects the rules of the guard from matches that they share.
+type guardBuilder struct {
+	link, in, ext, mark string
+	rules               []GuardRule
+}
+
+func (g *guardBuilder) add(chain, what, match, verdict string) {
+	sum := sha256.Sum256([]byte(chain + match + verdict))
+	comment := what + " #" + hex.EncodeToString(sum[:3])
+	g.rules = append(g.rules, GuardRule{chain, comment, match + " " + verdict + ` comment "` + comment + `"`})
+}
+
+func (g *guardBuilder) drop(chain, what, match string) { g.add(chain, what, match, "counter drop") }
+
+// ipWord is how nft names the header of a family.
+func ipWord(f tenant.Family) string {
+	if f == tenant.IPv6 {
+		return "ip6"
+	}
+	return "ip"
+}
+
+func (g *guardBuilder) exit() {
+	g.add(GuardExit, "to the outside", "oifname "+g.ext, "goto "+GuardOut)
+	g.add(GuardExit, "tenant link to elsewhere", g.link, "goto "+GuardInside)
+	g.podSource(GuardExit)
+}
+
+func (g *guardBuilder) podSource(chain string) {
 	for _, f := range tenant.Families() {
-		ip := "ip"
-		if f == tenant.IPv6 {
-			ip = "ip6"
-		}
-		saddr, daddr := ip+" saddr ", ip+" daddr "
-		pods, nodes, owners := "@"+setName(setPods, f), "@"+setName(setNodes, f), "@"+setName(setOwners, f)
-		add(GuardExit, "pod source "+f.String(), saddr+pods)
+		g.drop(chain, "pod source "+f.String(), ipWord(f)+" saddr @"+setName(setPods, f))
+	}
+}
+
+func (g *guardBuilder) out() {
+	for _, f := range tenant.Families() {
+		g.add(GuardOut, "a tenant's own "+f.String(), g.owned(ipWord(f)+" saddr ", "@"+setName(setOwners, f)), "accept")
+	}
+	g.drop(GuardOut, "tenant link without mark", g.link+" "+g.mark+" == 0")
+	g.drop(GuardOut, "reply without a way back", "ct direction reply "+g.mark+" != 0")
+	g.podSource(GuardOut)
+	for _, f := range tenant.Families() {
+		saddr := ipWord(f) + " saddr "
 		// A reset or ICMP error to a pod whose node has no route would follow
 		// the default route.
-		add(GuardExit, "pod destination "+f.String(), "oifname "+ext+" "+daddr+pods)
-		add(GuardExit, "node source "+f.String(), "oifname "+ext+" "+saddr+nodes)
-		add(GuardExit, "source not the tenant's "+f.String(), "oifname "+ext+" "+mark+" != 0 iifname . "+mark+" . "+saddr+"!= "+owners)
-
-		const fresh = " ct state != { established, related }"
-		add(GuardInput, "egress IP "+f.String(), daddr+"@"+setName(setEgress, f)+" meta l4proto != { icmp, ipv6-icmp }"+fresh)
-		add(GuardInput, "gateway IP from outside "+f.String(), "iifname "+ext+" "+daddr+"@"+setName(setGateways, f))
+		g.drop(GuardOut, "pod destination "+f.String(), ipWord(f)+" daddr @"+setName(setPods, f))
+		g.drop(GuardOut, "node source "+f.String(), saddr+"@"+setName(setNodes, f))
+		g.drop(GuardOut, "source not the tenant's "+f.String(), g.mark+" != 0 "+g.owned(saddr, "!= @"+setName(setOwners, f)))
 	}
-	add(GuardInput, "tenant link", link+" meta l4proto != { icmp, ipv6-icmp } ct state != { established, related }")
-	return out
+	// Whoever keeps packets from connection tracking: they have no mark, not
+	// even none, and match nothing above.
+	g.drop(GuardOut, "tenant link untracked", g.link)
+}
+
+// owned matches link, mark and source with an owners set.
+func (g *guardBuilder) owned(saddr, set string) string {
+	return "iifname . " + g.mark + " . " + saddr + set
+}
+
+func (g *guardBuilder) inside() {
+	// Neighbour discovery's own packets have the link they leave through as
+	// their input interface as well.
+	g.drop(GuardInside, "tenant link to another NIC", `oifname != "`+LinkPrefix+`*" oifname != `+g.in)
+	g.drop(GuardInside, "tenant link hairpin untranslated", "oifname "+g.in+" ct status & snat == 0")
+	g.podSource(GuardInside)
+}
+
+func (g *guardBuilder) input() {
+	const fresh = " meta l4proto != { icmp, ipv6-icmp } ct state != { established, related }"
+	for _, f := range tenant.Families() {
+		daddr := ipWord(f) + " daddr @"
+		g.drop(GuardInput, "egress IP "+f.String(), daddr+setName(setEgress, f)+fresh)
+		g.drop(GuardInput, "gateway IP from outside "+f.String(), "iifname "+g.ext+" "+daddr+setName(setGateways, f))
+	}
+	g.drop(GuardInput, "tenant link", g.link+fresh)
 }

@@ -79,7 +79,7 @@ func (r ruleset) base(pods []netip.Prefix, nodes []netip.Addr) {
 
 func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 	in, ext := r.host.Internal, r.host.External
-	reply := "-o " + in + " " + r.connmarked() + " -m conntrack --ctstate SNAT -m conntrack --ctdir REPLY -j ACCEPT"
+	reply := "-o " + in + " " + r.connmarked() + " -m conntrack --ctstate SNAT --ctdir REPLY -j ACCEPT"
 
 	fwd := []string{"-i " + ext + " -j " + chainExt, "-i " + LinkPrefix + "+ -j " + chainOut}
 	var outside []string
@@ -87,12 +87,13 @@ func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 		fwd = append(fwd, "-s "+p.String()+" -j "+chainOut)
 		outside = append(outside, "-s "+p.String()+" -j DROP")
 	}
+	outside = append(outside, reply)
 	// Back out to where it came from goes nothing: this is what is left of
 	// connections of an egress IP that was released, and upstream would send it
 	// here again for as long as it routes the address to us.
 	outside = append(outside, "-o "+ext+" -j DROP")
 	// A reply that would not go to the inside has lost its way back.
-	outside = append(outside, reply, r.connmarked()+" -j DROP")
+	outside = append(outside, r.connmarked()+" -j DROP")
 	for _, p := range pods {
 		outside = append(outside, "-d "+p.String()+" -j DROP")
 	}
@@ -107,6 +108,10 @@ func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 	var out []string
 	for _, nic := range []string{ext, in} {
 		out = append(out, "-o "+nic+" "+r.connmarked()+" -m conntrack --ctstate SNAT -j ACCEPT")
+	}
+	for _, p := range pods {
+		// The exit guard lets pass whatever leaves with the right source.
+		out = append(out, "-d "+p.String()+" -o "+ext+" -j DROP")
 	}
 	for _, nic := range []string{ext, in} {
 		// Without "not confirmed" a flow that once left untranslated would pass

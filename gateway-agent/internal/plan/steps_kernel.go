@@ -197,7 +197,7 @@ func guardLines(g Guard) []string {
 		out = append(out, "add set "+table+" "+name+" { "+types[name]+elements+" }")
 	}
 	for _, name := range sorted(chains) {
-		out = append(out, "add chain "+table+" "+name+" { "+chains[name]+" }")
+		out = append(out, strings.TrimSpace("add chain "+table+" "+name+" { "+chains[name])+" }")
 	}
 	for _, r := range g.Rules {
 		out = append(out, "add rule "+table+" "+r.Chain+" "+r.Text)
