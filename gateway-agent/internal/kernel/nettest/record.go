@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nettest
+
+import (
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Recording keeps the IPv4 packets that arrive at a NIC.
+type Recording struct {
+	mu      sync.Mutex
+	packets [][]byte
+}
+
+// Record keeps what arrives at nic until the test ends.
+func (n *Net) Record(nic string) *Recording {
+	n.t.Helper()
+	const ip = 0x0008 // ETH_P_IP, in network order
+	r := &Recording{}
+	var fd int
+	var err error
+	n.Do(func() {
+		var link *net.Interface
+		if link, err = net.InterfaceByName(nic); err != nil {
+			return
+		}
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return
+		}
+		timeout := unix.NsecToTimeval(int64(50 * time.Millisecond))
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
+		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: ip, Ifindex: link.Index})
+	})
+	if err != nil {
+		n.t.Fatalf("record on %s: %v", nic, err)
+	}
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() { defer close(done); r.read(fd, stop) }()
+	n.t.Cleanup(func() { close(stop); <-done; unix.Close(fd) })
+	return r
+}
+
+func (r *Recording) read(fd int, stop chan struct{}) {
+	buf := make([]byte, 1<<16)
+	for {
+		select {
+		case <-stop:
+			return
+		default:
+		}
+		got, from, err := unix.Recvfrom(fd, buf, 0)
+		link, ok := from.(*unix.SockaddrLinklayer)
+		if err != nil || !ok || link.Pkttype == unix.PACKET_OUTGOING || got < 20 {
+			continue
+		}
+		r.mu.Lock()
+		r.packets = append(r.packets, slices.Clone(buf[:got]))
+		r.mu.Unlock()
+	}
+}
+
+// Packets returns those so far. Packets that were sent before the call are in
+// it.
+func (r *Recording) Packets() [][]byte {
+	time.Sleep(30 * time.Millisecond) // what is on the veth's queue arrives within microseconds
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.packets)
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
+)
+
+// bluePod is a pod of blue on node1.
+const bluePod = "10.128.0.10"
+
+// noPod checks that no packet holds a pod's address anywhere: in its header, or
+// in that of a packet that an ICMP error is about.
+func noPod(t *testing.T, r *nettest.Recording) {
+	t.Helper()
+	for _, p := range r.Packets() {
+		for _, pod := range addrs("10.128.0.10", "10.128.0.11", "10.128.2.10", "10.128.2.11") {
+			if bytes.Contains(p, pod.AsSlice()) {
+				t.Errorf("a packet that left holds the pod's address %s: %x", pod, p)
+			}
+		}
+	}
+}
+
+// refused returns how many packets were refused so far, by reason.
+func (l *lab) refused() map[string]int {
+	l.t.Helper()
+	var c kernel.Counters
+	var err error
+	l.gw.Do(func() { c, err = l.kernel.Counters(context.Background()) })
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	out := make(map[string]int)
+	for reason, n := range c.Refused {
+		out[reason] = int(n.Packets)
+	}
+	for guard, n := range c.Guards {
+		out["guard: "+guard] = int(n.Packets)
+	}
+	return out
+}
+
+// TestRelated: ICMP errors are translated in both directions, with the
+// addresses of the packet that they are about.
+func TestRelated(t *testing.T) {
+	eachBackend(t, func(t *testing.T, l *lab) {
+		l.serve(l.input())
+		out, in := l.ext.Record("eth0"), l.node1.Record("eth0")
+
+		// To the pod: nobody listens at the server's port 9.
+		c, err := l.node1.Dial("udp", bluePod, "203.0.113.10:9")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if got, err := nettest.Ask(c); err == nil || !strings.Contains(err.Error(), "refused") {
+			t.Errorf("the pod should be told that nobody listens: %q, %v", got, err)
+		}
+		if n := countErrors(in.Packets(), func(outer, inner addressPair) bool {
+			return outer.dst.String() == bluePod && inner.src.String() == bluePod
+		}); n == 0 {
+			t.Error("no ICMP error for the pod's address arrived at the node")
+		}
+
+		// From the pod: nobody listens at its port 4444, to which the server answers.
+		l.node1.Raw(bluePod).UDP(4444, netip.MustParseAddrPort(server))
+		left := func() int {
+			return countErrors(out.Packets(), func(outer, inner addressPair) bool {
+				return outer.src.String() == blue && inner.dst.String() == blue
+			})
+		}
+		if !soon(func() bool { return left() > 0 }) {
+			t.Error("the pod's ICMP error did not leave with the tenant's address")
+		}
+
+		// Errors that belong to nothing, or do not fit their connection.
+		to := netip.MustParseAddr("203.0.113.10")
+		pod, raw := netip.MustParseAddr(bluePod), l.node1.Raw(bluePod)
+		before, had := l.refused()["invalid"], left()
+		for _, about := range [][]byte{
+			nettest.IPv4(to, pod, unix.IPPROTO_UDP, nettest.UDP(7, 5555, nil)),                                         // unknown
+			nettest.IPv4(pod, to, unix.IPPROTO_UDP, nettest.UDP(4444, 7, nil)),                                         // the wrong direction
+			nettest.IPv4(to, netip.MustParseAddr("10.128.2.11"), unix.IPPROTO_UDP, nettest.UDP(7, 1, nil)),             // of another tenant's pod
+			nettest.IPv4(to, netip.MustParseAddr(blue), unix.IPPROTO_UDP, nettest.UDP(7, 4444, nil)),                   // translated already
+			nettest.IPv4(netip.MustParseAddr("198.51.100.1"), pod, unix.IPPROTO_UDP, nettest.UDP(7, 4444, nil))[:28-4], // cut short
+		} {
+			raw.Send(to, unix.IPPROTO_ICMP, nettest.ICMPError(about))
+		}
+		if n := l.refused()["invalid"] - before; n < 4 {
+			t.Errorf("%d of the ICMP errors that fit nothing were refused; left: %d", n, left()-had)
+		}
+		noPod(t, out)
+		l.clean(blue, red)
+	})
+}
+
+type addressPair struct{ src, dst netip.Addr }
+
+func addressesOf(p []byte) addressPair {
+	return addressPair{netip.AddrFrom4([4]byte(p[12:16])), netip.AddrFrom4([4]byte(p[16:20]))}
+}
+
+// countErrors counts the ICMP errors that match picks.
+func countErrors(packets [][]byte, match func(outer, inner addressPair) bool) int {
+	n := 0
+	for _, p := range packets {
+		if len(p) >= 48 && p[9] == unix.IPPROTO_ICMP && p[20] == 3 && match(addressesOf(p), addressesOf(p[28:])) {
+			n++
+		}
+	}
+	return n
+}
+
+// soon waits a moment for something that happens on its own.
+func soon(done func() bool) bool {
+	for range 50 {
+		if done() {
+			return true
+		}
+	}
+	return false
+}
+
+// TestInvalid: what connection tracking can make nothing of is not translated,
+// and must not leave.
+func TestInvalid(t *testing.T) {
+	eachBackend(t, func(t *testing.T, l *lab) {
+		iptables := strings.Split(t.Name(), "/")[1]
+		l.serve(l.input())
+		out := l.ext.Record("eth0")
+		conn := l.dial(t, l.node1, "tcp", bluePod)
+		if got, err := nettest.Ask(conn); got != blue {
+			t.Fatal(got, err)
+		}
+		local := netip.MustParseAddrPort(conn.LocalAddr().String())
+		to, raw := netip.MustParseAddrPort(server), l.node1.Raw(bluePod)
+		send := func() {
+			unknown := netip.AddrPortFrom(local.Addr(), 1234)
+			const fin, syn, rst, ack = 1, 2, 4, 16
+			for _, s := range [][]byte{
+				nettest.TCP(unknown, to, rst, 1, 0),
+				nettest.TCP(unknown, to, rst|ack, 1, 1),
+				nettest.TCP(unknown, to, syn|ack, 1, 1),
+				nettest.TCP(unknown, to, syn|fin, 1, 0),             // no such thing
+				nettest.TCP(local, to, ack, 0x40000000, 0x40000000), // far out of the window
+				nettest.TCP(local, to, rst, 0x70000000, 0),          // the same
+				nettest.TCP(local, to, syn|fin|rst|ack, 7, 7),       // no such thing, of a known connection
+				nettest.TCP(unknown, to, rst, 1, 0)[:12],            // cut short
+			} {
+				raw.Send(to.Addr(), unix.IPPROTO_TCP, s)
+			}
+		}
+		before := l.refused()["invalid"]
+		send()
+		if n := l.refused()["invalid"] - before; n < 8 {
+			t.Errorf("%d of 8 packets were refused as invalid: %v", n, l.refused())
+		}
+		if got, err := nettest.Ask(conn); got != blue {
+			t.Errorf("the connection should not notice: %q, %v", got, err)
+		}
+		noPod(t, out)
+
+		// The exit guard catches them where the forward guard is gone.
+		l.gw.Run(iptables + " -F EGW-OUT; " + iptables + " -A EGW-OUT -j ACCEPT")
+		send()
+		noPod(t, out)
+		l.clean(blue, red)
+		if n := l.refused()["guard: pod source IPv4"] + l.refused()["guard: tenant link without mark"]; n < 6 {
+			t.Errorf("the exit guard dropped %d packets: %v", n, l.refused())
+		}
+		// And both are needed.
+		l.gw.Run("nft delete table inet egw-guard")
+		send()
+		if l.leaked() == 0 {
+			t.Error("nothing leaked without the guards: this test shows nothing")
+		}
+	})
+}
+
+// TestFragments: each part of a datagram leaves translated, in whatever order
+// the parts come; a part without its first one does not leave.
+func TestFragments(t *testing.T) {
+	eachBackend(t, func(t *testing.T, l *lab) {
+		l.serve(l.input())
+		out := l.ext.Record("eth0")
+		c := l.dial(t, l.node1, "udp", bluePod)
+		if _, err := c.Write(bytes.Repeat([]byte("x"), 4000)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := nettest.Ask(c); got != blue {
+			t.Errorf("a large datagram: %q, %v", got, err)
+		}
+		count := func() (first, later int) {
+			for _, p := range out.Packets() {
+				if addressesOf(p).src.String() != blue {
+					continue
+				}
+				switch field := binary.BigEndian.Uint16(p[6:]); {
+				case field&0x1fff != 0:
+					later++
+				case field&0x2000 != 0:
+					first++
+				}
+			}
+			return first, later
+		}
+		if first, later := count(); first != 1 || later != 2 {
+			t.Errorf("%d first and %d later fragments left", first, later)
+		}
+
+		to := netip.MustParseAddr("203.0.113.10")
+		raw := l.node1.Raw(bluePod)
+		payload := nettest.UDP(5000, 7, bytes.Repeat([]byte("y"), 1592))
+		part := func(id uint16, from, to8 int, more bool) []byte {
+			p := nettest.IPv4(netip.MustParseAddr(bluePod), to, unix.IPPROTO_UDP, payload[from:to8])
+			field := uint16(from / 8)
+			if more {
+				field |= 0x2000
+			}
+			binary.BigEndian.PutUint16(p[4:], id)
+			binary.BigEndian.PutUint16(p[6:], field)
+			binary.BigEndian.PutUint16(p[10:], 0)
+			binary.BigEndian.PutUint16(p[10:], nettest.Checksum(p[:20]))
+			return p
+		}
+		raw.SendPacket(to, part(1, 800, 1600, false)) // the end before the beginning
+		raw.SendPacket(to, part(1, 0, 800, true))
+		if first, later := count(); first != 2 || later != 3 {
+			t.Errorf("out of order: %d first and %d later fragments left", first, later)
+		}
+		raw.SendPacket(to, part(2, 800, 1600, false)) // an end without a beginning
+		raw.SendPacket(to, part(3, 0, 800, true))     // and a beginning without an end
+		if first, later := count(); first != 2 || later != 3 {
+			t.Errorf("parts of a datagram left: %d first and %d later fragments", first, later)
+		}
+		noPod(t, out)
+		l.clean(blue, red)
+	})
+}
+
+// TestInsertRace: two packets of one new flow at once, from two processors.
+// One of them finds that the other has begun the connection; neither leaves
+// untranslated.
+func TestInsertRace(t *testing.T) {
+	if runtime.NumCPU() < 2 {
+		t.Fatal("needs two processors: a race takes two")
+	}
+	eachBackend(t, func(t *testing.T, l *lab) {
+		l.serve(l.input())
+		to := netip.MustParseAddrPort("203.0.113.11:53") // nobody answers
+		senders := [2]*nettest.Raw{l.node1.Raw(bluePod), l.node1.Raw(bluePod)}
+		races, sent := 0, 0
+		for deadline := time.Now().Add(20 * time.Second); races < 20 && time.Now().Before(deadline) && sent < 60000; {
+			const batch = 5000
+			var turn [2]atomic.Int64
+			var wg sync.WaitGroup
+			for i, s := range senders {
+				wg.Go(func() {
+					for n := range int64(batch) {
+						turn[i].Store(n + 1)
+						for turn[1-i].Load() < n+1 { // both at once
+							runtime.Gosched()
+						}
+						s.UDP(uint16(1024+sent+int(n)), to)
+					}
+				})
+			}
+			wg.Wait()
+			sent += batch
+			races = l.races()
+		}
+		t.Logf("%d flows, %d races", sent, races)
+		if races == 0 {
+			t.Error("no race took place: this test shows nothing")
+		}
+		l.clean(blue, red)
+		if n := l.wire.Sources()[netip.MustParseAddr(blue)]; n < sent {
+			t.Logf("%d packets of %d flows left", n, sent)
+		}
+	})
+}
+
+// races returns how many packets found that another one of their flow was
+// faster: those that went on with its connection, and those that were dropped.
+func (l *lab) races() int {
+	l.t.Helper()
+	sum := 0
+	for word := range strings.FieldsSeq(l.gw.Run("conntrack -S")) {
+		name, value, _ := strings.Cut(word, "=")
+		if name == "clash_resolve" || name == "insert_failed" {
+			n, err := strconv.Atoi(value)
+			if err != nil {
+				l.t.Fatal(err)
+			}
+			sum += n
+		}
+	}
+	return sum
+}
