@@ -38,6 +38,7 @@ type Capture struct {
 	ring []byte
 	wake [2]int // a pipe: closing its write end ends the reader
 
+	each     func(Packet) // may be nil
 	stopping atomic.Bool
 	expected atomic.Uint64 // packets that the kernel put into the ring; valid once stopping
 	result   Result
@@ -58,8 +59,8 @@ type Result struct {
 type Packet struct {
 	Time     time.Time
 	Src, Dst netip.Addr
-	Protocol uint8 // IP protocol number
-	Header   []byte
+	Protocol uint8  // IP protocol number
+	Header   []byte // from the Ethernet header on, at most snapLen bytes
 }
 
 func (p Packet) String() string {
@@ -83,12 +84,18 @@ func (r Result) Foreign(allowed ...netip.Addr) map[netip.Addr]uint64 {
 
 // CaptureExternal starts a capture on the ports of the external switch,
 // incoming packets only. The caller ends it with Stop.
-func (l *Lab) CaptureExternal() (*Capture, error) {
+func (l *Lab) CaptureExternal() (*Capture, error) { return l.CaptureExternalEach(nil) }
+
+// CaptureExternalEach is CaptureExternal that also hands each IP packet to each,
+// in the order of the ring, from a goroutine of its own; the last one before
+// Stop returns. The packet's Header is valid during the call only. A slow each
+// costs nothing until the ring is full, which shows as KernelDrops.
+func (l *Lab) CaptureExternalEach(each func(Packet)) (*Capture, error) {
 	h, err := l.netlink(PartExternal)
 	if err != nil {
 		return nil, err
 	}
-	c := &Capture{fd: -1, wake: [2]int{-1, -1}, done: make(chan struct{}), result: Result{
+	c := &Capture{each: each, fd: -1, wake: [2]int{-1, -1}, done: make(chan struct{}), result: Result{
 		BySource: map[netip.Addr]uint64{}, First: map[netip.Addr][]Packet{}, ARP: map[netip.Addr]map[string]uint64{}}}
 	err = namespace.Do(l.Namespace(PartExternal), func() error { return c.open(h) })
 	if err != nil {
@@ -242,6 +249,10 @@ func (c *Capture) count(frame []byte) {
 	}
 	c.result.Packets++
 	c.result.BySource[p.Src]++
+	p.Header = data
+	if c.each != nil {
+		c.each(p)
+	}
 	if first := c.result.First[p.Src]; len(first) < keptPerSource {
 		p.Header = append([]byte(nil), data...)
 		c.result.First[p.Src] = append(first, p)

@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 )
@@ -25,9 +27,21 @@ type FlowResult struct {
 	// LongestGap is the longest time between the sending of two answered
 	// packets that follow each other; it is at least the sending interval.
 	LongestGap time.Duration
+	// Slowest is the longest time from the sending of a packet to its answer.
+	Slowest time.Duration
+	// Outages are the times in which no packet got through, first to last packet
+	// lost and one interval more. Only Stop fills them in.
+	Outages []Outage
 	// Err ended the flow early.
 	Err error
 }
+
+// Outage is a time in which a flow was interrupted: packet after packet was lost
+// or refused.
+type Outage struct{ From, To time.Time }
+
+// Duration is how long it lasted.
+func (o Outage) Duration() time.Duration { return o.To.Sub(o.From) }
 
 // Lost is the number of packets that were never answered.
 func (r FlowResult) Lost() int { return r.Sent - r.Answered }
@@ -38,10 +52,13 @@ type Flow struct {
 	conn   net.Conn
 	wg     sync.WaitGroup
 
+	interval time.Duration
+
 	mu     sync.Mutex
 	result FlowResult
-	sentAt map[uint64]time.Time
-	last   time.Time // when the latest answered packet was sent
+	sentAt map[uint64]time.Time // of packets that are not answered
+	failAt map[uint64]time.Time // of packets that could not be sent
+	last   time.Time            // when the latest answered packet was sent
 	news   chan struct{}
 }
 
@@ -59,7 +76,7 @@ func StartTCP(ctx context.Context, conn net.Conn, interval time.Duration) *Flow 
 
 func start(ctx context.Context, conn net.Conn, interval time.Duration, read func(*Flow), fatal func(error) bool) *Flow {
 	ctx, cancel := context.WithCancel(ctx)
-	f := &Flow{cancel: cancel, conn: conn, sentAt: map[uint64]time.Time{}, news: make(chan struct{}, 1),
+	f := &Flow{cancel: cancel, conn: conn, interval: interval, sentAt: map[uint64]time.Time{}, failAt: map[uint64]time.Time{}, news: make(chan struct{}, 1),
 		result: FlowResult{Sources: map[netip.Addr]int{}}}
 	f.wg.Go(func() { f.send(ctx, interval, fatal) })
 	f.wg.Go(func() { read(f) })
@@ -105,6 +122,7 @@ func (f *Flow) failed(err error, n uint64, fatal bool) bool {
 	// The error belongs to an earlier packet, and this one was not sent.
 	f.result.Refused++
 	f.result.Sent--
+	f.failAt[n] = f.sentAt[n]
 	delete(f.sentAt, n)
 	return false
 }
@@ -156,6 +174,7 @@ func (f *Flow) answered(n uint64, source netip.Addr) {
 	delete(f.sentAt, n)
 	f.result.Answered++
 	f.result.Sources[source]++
+	f.result.Slowest = max(f.result.Slowest, time.Since(at))
 	if !f.last.IsZero() {
 		f.result.LongestGap = max(f.result.LongestGap, at.Sub(f.last))
 	}
@@ -211,7 +230,28 @@ func (f *Flow) Stop() FlowResult {
 	}
 	_ = f.conn.Close()
 	f.wg.Wait()
+	f.mu.Lock()
+	f.result.Outages = outages(f.sentAt, f.failAt, f.interval)
+	f.mu.Unlock()
 	return f.Snapshot()
+}
+
+// outages joins packets that follow each other and did not get through.
+func outages(lost, failed map[uint64]time.Time, interval time.Duration) []Outage {
+	all := maps.Clone(lost)
+	maps.Copy(all, failed)
+	var out []Outage
+	var last uint64
+	for i, n := range slices.Sorted(maps.Keys(all)) {
+		end := all[n].Add(interval)
+		if i > 0 && n == last+1 {
+			out[len(out)-1].To = end
+		} else {
+			out = append(out, Outage{all[n], end})
+		}
+		last = n
+	}
+	return out
 }
 
 func (f *Flow) outstanding() int {

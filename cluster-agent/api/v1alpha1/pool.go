@@ -64,6 +64,8 @@ type EgressPoolSpec struct {
 	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 	// Quarantine is how long a released address rests before another tenant
 	// may get it, as a duration ("10m"). Its own tenant gets it back at once.
+	// Gateway addresses rest for two minutes at least: until then a node may
+	// still send the former tenant's traffic to them.
 	// +optional
 	// +kubebuilder:default="10m"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="must be between 0s and 720h"

@@ -53,6 +53,12 @@ const (
 	// minRest is how long a released address rests at least: time for the
 	// gateways to be told and to answer.
 	minRest = 5 * time.Second
+	// minRouteRest is the same for a gateway IP. Nothing tells when the last node
+	// has dropped its route to it, and a pod that follows an old route to the
+	// gateway IP of a new tenant leaves with that tenant's address. After an
+	// outage of the API server, nodes hear of changes up to a minute late: so
+	// long may client-go wait before it watches again.
+	minRouteRest = 2 * time.Minute
 	// retryMin and retryMax bound the wait after a pass that failed.
 	retryMin = 200 * time.Millisecond
 	retryMax = 15 * time.Second

@@ -58,17 +58,8 @@ func (p *pass) keep(o *v1alpha1.EgressPool, s *v1alpha1.EgressPoolStatus, led *l
 		}
 		return holds(t, r.Addresses) || p.past(r.Time.Add(max(quarantine, minReservation)))
 	})
-	s.Quarantine = slices.DeleteFunc(s.Quarantine, func(q v1alpha1.Quarantined) bool {
-		if !p.past(q.ReleasedAt.Add(max(quarantine, minRest))) {
-			return false
-		}
-		if p.forgotten(q.Tenant, statuses[q.Tenant]) {
-			return true
-		}
-		p.retry(minRest)
-		return false
-	})
 	state := p.derived.Pools[o.Name]
+	s.Quarantine = p.stillResting(s.Quarantine, quarantine, state, statuses)
 	s.Egress = v1alpha1.Usage{Total: state.UsableEgress.Size(), Used: used[0]}
 	s.Gateway = v1alpha1.Usage{Total: state.UsableGateway.Size(), Used: used[1]}
 	p.countResting(s, state)
@@ -84,6 +75,32 @@ func (p *pass) keep(o *v1alpha1.EgressPool, s *v1alpha1.EgressPoolStatus, led *l
 	if len(s.Quarantine) == 0 {
 		s.Quarantine = nil
 	}
+}
+
+// stillResting returns what of a quarantine goes on. An entry's egress addresses
+// may be free before its gateway addresses are.
+func (p *pass) stillResting(list []v1alpha1.Quarantined, quarantine time.Duration, state derive.Pool, statuses map[string][]tenant.Status) []v1alpha1.Quarantined {
+	var still []v1alpha1.Quarantined
+	for _, q := range list {
+		forgotten := p.forgotten(q.Tenant, statuses[q.Tenant])
+		q.Addresses = slices.DeleteFunc(slices.Clone(q.Addresses), func(text string) bool {
+			rest := max(quarantine, minRest)
+			if a, err := netip.ParseAddr(text); err == nil && state.Gateway.Usable(a) {
+				rest = max(rest, minRouteRest)
+			}
+			if !p.past(q.ReleasedAt.Add(rest)) {
+				return false
+			}
+			if !forgotten {
+				p.retry(minRest)
+			}
+			return forgotten
+		})
+		if len(q.Addresses) > 0 {
+			still = append(still, q)
+		}
+	}
+	return still
 }
 
 // past says whether a time has come; if not, it makes the loop wake up then.

@@ -83,7 +83,7 @@ func (w *world) guard() {
 // held twice, and the end is what it should be.
 func TestSeveralLeadersAtOnce(t *testing.T) {
 	w := newWorld(t)
-	w.pool("storm", "192.168.60.1-192.168.60.24", "192.168.61.1-192.168.61.24", func(p *v1alpha1.EgressPool) {
+	w.pool("storm", "192.168.60.1-192.168.60.24", "192.168.61.1-192.168.61.250", func(p *v1alpha1.EgressPool) {
 		p.Spec.Quarantine = metav1.Duration{}
 	})
 	w.guard()
@@ -292,6 +292,33 @@ func TestQuarantine(t *testing.T) {
 	a.loop.Poke()
 	if got := w.allocated("rest-b"); addr(got.Spec.EgressIPs) != "192.168.60.1" {
 		t.Errorf("got %s", addr(got.Spec.EgressIPs))
+	}
+}
+
+// A gateway IP rests for longer than the quarantine, if that is short: a node
+// may still route the pods of the tenant before to it.
+func TestGatewayAddressRestsLonger(t *testing.T) {
+	w := newWorld(t)
+	w.pool("short", "192.168.60.1-192.168.60.1", "192.168.61.1-192.168.61.2", func(p *v1alpha1.EgressPool) {
+		p.Spec.Quarantine = metav1.Duration{}
+	})
+	var ahead atomic.Int64
+	w.startWith(nil, func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }, w.bus)
+	w.ask("short-a", "short")
+	first := w.allocated("short-a")
+	w.unlabel("short-a")
+	w.ask("short-b", "short")
+	w.condition("short-b", v1alpha1.ConditionAllocated, metav1.ConditionFalse, "PoolExhausted")
+	ahead.Store(int64(10 * time.Second))
+	second := w.allocated("short-b")
+	if addr(second.Spec.EgressIPs) != addr(first.Spec.EgressIPs) || addr(second.Spec.GatewayIPs) == addr(first.Spec.GatewayIPs) {
+		t.Errorf("short-b got %+v, short-a had %+v; want the egress IP, and another gateway IP", second.Spec, first.Spec)
+	}
+	w.unlabel("short-b")
+	ahead.Store(int64(3 * time.Minute))
+	w.ask("short-c", "short")
+	if third := w.allocated("short-c"); addr(third.Spec.GatewayIPs) != addr(first.Spec.GatewayIPs) {
+		t.Errorf("short-c got %+v, want the gateway IP that short-a had", third.Spec)
 	}
 }
 

@@ -42,15 +42,19 @@ func Listen(httpPort, echoPort int, addrs ...string) (*Server, error) {
 }
 
 func (s *Server) listen(addr string, httpPort, echoPort int) error {
-	ip, err := netip.ParseAddr(addr)
-	if err != nil {
-		return err
-	}
 	web, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(httpPort)))
 	if err != nil {
 		return err
 	}
 	s.web = append(s.web, web)
+	return s.listenEcho(addr, echoPort)
+}
+
+func (s *Server) listenEcho(addr string, echoPort int) error {
+	ip, err := netip.ParseAddr(addr)
+	if err != nil {
+		return err
+	}
 	echo, err := net.Listen("tcp", net.JoinHostPort(addr, strconv.Itoa(echoPort)))
 	if err != nil {
 		return err
@@ -62,6 +66,18 @@ func (s *Server) listen(addr string, httpPort, echoPort int) error {
 	}
 	s.udp = append(s.udp, udp)
 	return udp.SetReadBuffer(4 << 20)
+}
+
+// ListenEcho opens the echo services alone, TCP and UDP, on a range of ports of
+// one address: whoever reads the wire can tell by the port whom a packet is of.
+func ListenEcho(addr string, firstPort, count int) (*Server, error) {
+	s := &Server{}
+	for port := firstPort; port < firstPort+count; port++ {
+		if err := s.listenEcho(addr, port); err != nil {
+			return nil, errors.Join(fmt.Errorf("listen on %s port %d: %w", addr, port, err), s.Close())
+		}
+	}
+	return s, nil
 }
 
 // Close closes all sockets. Serve does so itself when it ends.

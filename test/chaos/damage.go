@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// damage is something that a hand does to the gateway.
+type damage struct {
+	what    string
+	command string
+	// healed succeeds once it is as it was. For what belongs to one tenant, which
+	// may leave meanwhile, there is none; the end of the run looks at all.
+	healed string
+	// mayFail is set where the thing may have gone by itself a moment ago.
+	mayFail bool
+	// interrupts says that flows of all tenants stop until it is healed.
+	interrupts bool
+}
+
+// drawDamage draws one of what is there now. It is empty if there is nothing.
+func (g *gatewayDriver) drawDamage() (damage, error) {
+	kinds := []func() (damage, error){g.guardTable, g.guardChain, g.chain, g.chain, g.hook, g.link, g.linkDown, g.egressAddress, g.route}
+	return kinds[g.random.IntN(len(kinds))]()
+}
+
+func (g *gatewayDriver) guardTable() (damage, error) {
+	return damage{what: "the nftables guard, whole", command: "nft delete table inet egw-guard",
+		healed: "nft list chain inet egw-guard exit | grep -q drop && nft list chain inet egw-guard input | grep -q drop"}, nil
+}
+
+func (g *gatewayDriver) guardChain() (damage, error) {
+	chain := []string{"exit", "input"}[g.random.IntN(2)]
+	return damage{what: "a chain of the nftables guard", command: "nft flush chain inet egw-guard " + chain,
+		healed: "nft list chain inet egw-guard " + chain + " | grep -q drop"}, nil
+}
+
+var savedRule = regexp.MustCompile(`^-A (\S+) (.*)$`)
+
+// rules returns what iptables-save shows: lines of "table rule".
+func (g *gatewayDriver) rules() ([][2]string, error) {
+	out, err := g.RunInGateway("iptables-save")
+	if err != nil {
+		return nil, err
+	}
+	var list [][2]string
+	table := ""
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			table = name
+		} else if savedRule.MatchString(line) {
+			list = append(list, [2]string{table, line})
+		}
+	}
+	return list, nil
+}
+
+// chain empties one of the agent's iptables chains.
+func (g *gatewayDriver) chain() (damage, error) {
+	rules, err := g.rules()
+	if err != nil {
+		return damage{}, err
+	}
+	var chains []string
+	for _, r := range rules {
+		if name := savedRule.FindStringSubmatch(r[1])[1]; strings.HasPrefix(name, "EGW-") {
+			if c := r[0] + " " + name; !slices.Contains(chains, c) {
+				chains = append(chains, c)
+			}
+		}
+	}
+	if len(chains) == 0 {
+		return damage{}, nil
+	}
+	table, name, _ := strings.Cut(chains[g.random.IntN(len(chains))], " ")
+	return damage{what: "the rules of a chain of table " + table, mayFail: true, command: fmt.Sprintf("iptables -w -t %s -F %s", table, name),
+		// Its last tenant may have left, and the chain with it.
+		healed: fmt.Sprintf("iptables -w -t %s -S %s | grep -q -e -A || ! iptables -w -t %s -S %s", table, name, table, name)}, nil
+}
+
+// hook deletes a jump from a chain of the kernel's to one of the agent's.
+func (g *gatewayDriver) hook() (damage, error) {
+	rules, err := g.rules()
+	if err != nil {
+		return damage{}, err
+	}
+	rules = slices.DeleteFunc(rules, func(r [2]string) bool {
+		return strings.HasPrefix(r[1], "-A EGW-") || !strings.Contains(r[1], "-j EGW-")
+	})
+	if len(rules) == 0 {
+		return damage{}, nil
+	}
+	r := rules[g.random.IntN(len(rules))]
+	rule := strings.TrimPrefix(r[1], "-A ")
+	return damage{what: "the jump from " + savedRule.FindStringSubmatch(r[1])[1] + " in table " + r[0],
+		command: fmt.Sprintf("iptables -w -t %s -D %s", r[0], rule), healed: fmt.Sprintf("iptables -w -t %s -C %s", r[0], rule)}, nil
+}
+
+// tenantLink returns a link of a tenant that has no long flow, or nothing.
+func (g *gatewayDriver) tenantLink() (string, error) {
+	out, err := g.RunInGateway("ip", "-d", "-o", "link", "show", "type", "macvlan")
+	if err != nil {
+		return "", err
+	}
+	var links []string
+	for line := range strings.Lines(out) {
+		if name, ok := linkName(line); ok && !g.mentionsSteady(line) {
+			links = append(links, name)
+		}
+	}
+	if len(links) == 0 {
+		return "", nil
+	}
+	return links[g.random.IntN(len(links))], nil
+}
+
+func (g *gatewayDriver) mentionsSteady(line string) bool {
+	return slices.ContainsFunc(g.members[:steadyTenants], func(m *member) bool { return strings.Contains(line, "/"+m.name) })
+}
+
+func linkName(line string) (string, bool) {
+	_, rest, ok := strings.Cut(line, ": ")
+	name, _, at := strings.Cut(rest, "@")
+	return name, ok && at
+}
+
+func (g *gatewayDriver) link() (damage, error) {
+	name, err := g.tenantLink()
+	if err != nil || name == "" {
+		return damage{}, err
+	}
+	return damage{what: "a tenant's link", command: "ip link delete " + name, mayFail: true}, nil
+}
+
+func (g *gatewayDriver) linkDown() (damage, error) {
+	name, err := g.tenantLink()
+	if err != nil || name == "" {
+		return damage{}, err
+	}
+	return damage{what: "a tenant's link set down", command: "ip link set " + name + " down", mayFail: true}, nil
+}
+
+func (g *gatewayDriver) egressAddress() (damage, error) {
+	var list []string
+	for _, m := range g.members[steadyTenants:] {
+		if t, ok := g.watcher.tenant(m.name); ok && t.EgressIP().IsValid() {
+			list = append(list, t.EgressIP().String())
+		}
+	}
+	if len(list) == 0 {
+		return damage{}, nil
+	}
+	return damage{what: "an egress address", mayFail: true,
+		command: "ip address delete " + list[g.random.IntN(len(list))] + "/32 dev enp7s0"}, nil
+}
+
+// route deletes the way back to a node's pods: all tenants miss it.
+func (g *gatewayDriver) route() (damage, error) {
+	node, ok := g.Node([]string{"node1", "node2"}[g.random.IntN(2)])
+	if !ok {
+		return damage{}, nil
+	}
+	subnet := node.Subnet.String()
+	return damage{what: "the route to a node's pods", command: "ip route delete " + subnet + " proto 97",
+		healed: "ip route show " + subnet + " proto 97 | grep -q via", interrupts: true}, nil
+}

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"egress-gateway.io/test/lab"
+)
+
+// disturbance is something that a driver can do.
+type disturbance struct {
+	name   string
+	weight int
+	do     func(ctx context.Context) error
+}
+
+// driver draws disturbances, one after the other, from its own source of random
+// numbers: what it does depends on the seed alone, when it does on the machine.
+type driver struct {
+	*world
+	random   *rand.Rand
+	shortest time.Duration
+	longest  time.Duration
+	list     []disturbance
+}
+
+// disturb runs one driver for the cluster and one for the gateway, side by side.
+// Within each of them there is one thing broken at a time.
+func (w *world) disturb(ctx context.Context) error {
+	c := &clusterDriver{driver: driver{world: w, random: rand.New(rand.NewPCG(w.opts.Seed, 1)), shortest: 30 * time.Millisecond, longest: 500 * time.Millisecond}}
+	c.list = []disturbance{
+		{"a tenant comes or goes", 40, c.toggle},
+		{"fifteen tenants come or go at once", 3, c.burst},
+		{"an address moves to another tenant", 25, c.handOver},
+		{"two tenants ask for each other's address", 5, c.exchange},
+		{"a tenant moves to another address", 15, c.move},
+		{"a node joins or leaves", 3, c.node},
+		{"cluster-agent is killed", 3, c.killClusterAgent},
+		{"the API server is away", 1, c.killAPIServer},
+	}
+	g := &gatewayDriver{driver: driver{world: w, random: rand.New(rand.NewPCG(w.opts.Seed, 2)), shortest: 50 * time.Millisecond, longest: 900 * time.Millisecond}}
+	g.list = []disturbance{
+		{"gateway-agent is killed", 10, g.killAgent},
+		{"neighbour entries go stale and heal", 12, g.stale},
+		{"something is deleted by hand", 14, g.damage},
+		{"NATS is away", 2, g.killNATS},
+	}
+	end, cancel := context.WithTimeout(ctx, w.opts.Duration)
+	defer cancel()
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() error { return errors.Join(c.drive(ctx, end), c.restore(ctx)) })
+	both.Go(func() error { return g.drive(ctx, end) })
+	return both.Wait()
+}
+
+// drive works until end. What it has begun it completes, so that nothing is
+// left broken.
+func (d *driver) drive(ctx, end context.Context) error {
+	total := 0
+	for _, x := range d.list {
+		total += x.weight
+	}
+	for {
+		pause(end, d.shortest+time.Duration(d.random.Int64N(int64(d.longest-d.shortest))))
+		if end.Err() != nil {
+			return ctx.Err()
+		}
+		n := d.random.IntN(total)
+		for _, x := range d.list {
+			if n -= x.weight; n < 0 {
+				d.count(x.name)
+				d.trace("%s", x.name)
+				if err := x.do(ctx); err != nil {
+					return fmt.Errorf("%s: %w", x.name, err)
+				}
+				break
+			}
+		}
+	}
+}
+
+// between draws a time.
+func (d *driver) between(low, high time.Duration) time.Duration {
+	return low + time.Duration(d.random.Int64N(int64(high-low)))
+}
+
+// clusterDriver does what users, nodes and the control plane do.
+type clusterDriver struct {
+	driver
+	node3 *joined
+}
+
+// joined is a node that is there for a while.
+type joined struct {
+	stop context.CancelFunc
+	done chan error
+}
+
+// some draws a tenant that is present, or one that is not, among those that are
+// not steady. There may be none.
+func (c *clusterDriver) some(present bool) *member {
+	var list []*member
+	for _, m := range c.members {
+		if !m.steady() && m.present == present {
+			list = append(list, m)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	return list[c.random.IntN(len(list))]
+}
+
+// toggle lets a tenant come or go. About one in eight is away at any time.
+func (c *clusterDriver) toggle(ctx context.Context) error {
+	away := 0
+	for _, m := range c.members {
+		if !m.present {
+			away++
+		}
+	}
+	if comes := c.random.IntN(len(c.members)/4) < away; comes {
+		return c.come(ctx, c.some(false))
+	}
+	return c.goAway(ctx, c.some(true))
+}
+
+func (c *clusterDriver) come(ctx context.Context, m *member) error {
+	if m == nil {
+		return nil
+	}
+	if m.annotated {
+		if err := c.ask(ctx, m, ""); err != nil {
+			return err
+		}
+	}
+	m.present = true
+	c.trace("label %s", m.name)
+	return c.Label(ctx, m.name, m.pool())
+}
+
+func (c *clusterDriver) goAway(ctx context.Context, m *member) error {
+	if m == nil {
+		return nil
+	}
+	m.present = false
+	c.trace("unlabel %s", m.name)
+	return c.Unlabel(ctx, m.name)
+}
+
+func (c *clusterDriver) ask(ctx context.Context, m *member, addresses string) error {
+	m.annotated = addresses != ""
+	c.trace("%s asks for %q", m.name, addresses)
+	return c.Annotate(ctx, m.name, addresses)
+}
+
+func (c *clusterDriver) burst(ctx context.Context) error {
+	for range 15 {
+		if err := c.toggle(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pair draws two tenants that are present, and what they have.
+func (c *clusterDriver) pair() (a, b *member, ofA, ofB string, ok bool) {
+	a, b = c.some(true), c.some(true)
+	if a == nil || a == b {
+		return nil, nil, "", "", false
+	}
+	x, okA := c.watcher.tenant(a.name)
+	y, okB := c.watcher.tenant(b.name)
+	if !okA || !okB || len(x.Spec.EgressIPs) == 0 || len(y.Spec.EgressIPs) == 0 {
+		return nil, nil, "", "", false
+	}
+	return a, b, join(x.Spec.EgressIPs), join(y.Spec.EgressIPs), true
+}
+
+// handOver lets a tenant go whose addresses another one is waiting for.
+func (c *clusterDriver) handOver(ctx context.Context) error {
+	from, to, addresses, _, ok := c.pair()
+	if !ok {
+		return nil
+	}
+	if c.random.IntN(2) == 0 {
+		return errors.Join(c.ask(ctx, to, addresses), c.goAway(ctx, from))
+	}
+	return errors.Join(c.goAway(ctx, from), c.ask(ctx, to, addresses))
+}
+
+// exchange has two tenants ask for what the other one has: neither may lose its
+// own before it gets the other's.
+func (c *clusterDriver) exchange(ctx context.Context) error {
+	a, b, ofA, ofB, ok := c.pair()
+	if !ok {
+		return nil
+	}
+	return errors.Join(c.ask(ctx, a, ofB), c.ask(ctx, b, ofA))
+}
+
+// move asks for an address that may be free or not, or for any.
+func (c *clusterDriver) move(ctx context.Context) error {
+	m := c.some(true)
+	if m == nil {
+		return nil
+	}
+	if m.annotated && c.random.IntN(2) == 0 {
+		return c.ask(ctx, m, "")
+	}
+	return c.ask(ctx, m, nth(churnBase, c.opts.Tenants+c.random.IntN(spare)))
+}
+
+// node lets a third node come, with pods of some tenants, or go.
+func (c *clusterDriver) node(ctx context.Context) error {
+	if c.node3 != nil {
+		return c.restore(ctx)
+	}
+	const name, pods = "node3", 20
+	if _, err := c.AddNode(ctx, lab.NodeSpec{Name: name}); err != nil {
+		return err
+	}
+	var list []speaker
+	for range pods {
+		m := c.members[c.random.IntN(len(c.members))]
+		p, err := c.AddPod(ctx, name, m.name, lab.SharedNetwork())
+		if err != nil {
+			return err
+		}
+		list = append(list, c.address(m, p))
+	}
+	sending, stop := context.WithCancel(ctx)
+	c.node3 = &joined{stop, startSender(sending, c.Lab, name, list, c.random.Uint64())}
+	return nil
+}
+
+// restore takes the third node away, if it is there.
+func (c *clusterDriver) restore(ctx context.Context) error {
+	if c.node3 == nil {
+		return nil
+	}
+	c.node3.stop()
+	err := <-c.node3.done
+	c.node3 = nil
+	return errors.Join(err, c.RemoveNode(ctx, "node3"))
+}
+
+func (c *clusterDriver) killClusterAgent(ctx context.Context) error {
+	if err := c.Process("cluster-agent").Kill(); err != nil {
+		return err
+	}
+	pause(ctx, c.between(0, 2*time.Second))
+	return c.startClusterAgent()
+}
+
+func (c *clusterDriver) killAPIServer(ctx context.Context) error {
+	if err := c.KillAPIServer(); err != nil {
+		return err
+	}
+	pause(ctx, c.between(time.Second, 5*time.Second))
+	return c.StartAPIServer(ctx)
+}
