@@ -10,8 +10,8 @@ LDFLAGS := -s -w -X egress-gateway.io/shared/daemon.version=$(VERSION)
 
 # Packages whose tests need a lab of their own; they run alone, one after the
 # other, so that no two fight for the two cores while something is timed out.
-LAB_PACKAGES := ./test/lab/... ./test/e2e/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -e /test/lab -e /test/e2e)
+LAB_PACKAGES := ./test/lab/... ./test/e2e/... ./test/chaos/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -e /test/lab -e /test/e2e -e /test/chaos)
 
 .PHONY: help
 help: ## list the targets
@@ -24,7 +24,7 @@ setup: ## install the Debian packages that the lab needs (root), or print the li
 .PHONY: build
 build: ## build the agents and the lab into build/bin
 	@echo "building the agents and the lab (minutes the first time, then seconds)"
-	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./test/lab/cmd/lab ./test/demo ./test/bench
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./test/lab/cmd/lab ./test/demo ./test/bench ./test/chaos
 
 .PHONY: lab-bin
 lab-bin: ## build kube-apiserver, kube-controller-manager and nats-server (once; about 5 minutes)
@@ -63,3 +63,7 @@ fuzz: ## run each fuzz target for FUZZTIME (default 10s)
 .PHONY: bench
 bench: setup build lab-bin ## measure; figures to build/bench/*.json (BENCH=control) (root)
 	@$(BIN)/bench -part $(or $(BENCH),control) $(if $(TENANTS),-tenants $(TENANTS))
+
+.PHONY: chaos
+chaos: setup build lab-bin ## 200 tenants under every disturbance for DURATION (default 10m), from SEED (root)
+	@$(BIN)/chaos -duration $(or $(DURATION),10m) $(if $(SEED),-seed $(SEED))
