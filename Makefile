@@ -8,10 +8,10 @@ BIN := build/bin
 AGENTS := $(BIN)/gateway-agent $(BIN)/cluster-agent
 LDFLAGS := -s -w -X egress-gateway.io/shared/daemon.version=$(VERSION)
 
-# Packages whose tests need a lab of their own; they run alone, one after the
-# other, so that no two fight for the two cores while something is timed out.
-LAB_PACKAGES := ./test/lab/... ./test/e2e/... ./test/chaos/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -e /test/lab -e /test/e2e -e /test/chaos)
+# Packages whose tests send packets; they run alone, one after the other, so
+# that no two fight for the two cores while something waits for an answer.
+LAB_PACKAGES := ./gateway-agent/internal/kernel/... ./gateway-agent/internal/flows ./gateway-agent/internal/announce ./test/lab/... ./test/e2e/... ./test/chaos/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -e /internal/kernel -e /internal/flows -e /internal/announce -e /test/lab -e /test/e2e -e /test/chaos)
 
 .PHONY: help
 help: ## list the targets
