@@ -6,23 +6,29 @@
 //
 // Parts:
 //
-//	control  label to first translated packet; many tenants from an empty
-//	         kernel; one more tenant among many; memory of the agents
+//	control      label to first translated packet; many tenants from an empty
+//	             kernel; one more tenant among many; memory of the agents
+//	datapath     what the rules cost packets and connections, beside plain
+//	             forwarding and linear rules: table, JSON, plot
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
 
+	"egress-gateway.io/test/bench/datapath"
 	"egress-gateway.io/test/scenario"
 )
 
@@ -32,28 +38,62 @@ type options struct {
 	root    string
 	out     string
 	samples int
-	tenants int
+	tenants int   // of control
+	counts  []int // of datapath
+	rules   []string
+	metrics []string
+	rounds  int
+}
+
+// choose returns what a part does, once its options are found to be right.
+func (o *options) choose(part, tenants string) (func(context.Context) error, error) {
+	defaults := map[string]string{"control": "1000", "datapath": "1,40,400,1000,4000"}
+	if _, known := defaults[part]; !known {
+		return nil, fmt.Errorf("unknown part %q", part)
+	}
+	for word := range strings.SplitSeq(cmp.Or(tenants, defaults[part]), ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(word))
+		if err != nil || n < 1 || n > datapath.MaxTenants {
+			return nil, fmt.Errorf("tenants %q: want 1 to %d", word, datapath.MaxTenants)
+		}
+		o.counts = append(o.counts, n)
+	}
+	if o.samples < 1 || o.rounds < 1 {
+		return nil, errors.New("samples and rounds must be 1 or more")
+	}
+	if part == "datapath" {
+		return o.datapath, datapath.Check(o.rules, o.metrics)
+	}
+	if o.tenants = o.counts[0]; len(o.counts) > 1 {
+		return nil, fmt.Errorf("part %s takes one number of tenants", part)
+	}
+	return func(ctx context.Context) error { return measure(ctx, *o) }, nil
 }
 
 func run() int {
 	var o options
-	part := flag.String("part", "control", "what to measure: control")
+	part := flag.String("part", "control", "what to measure: control or datapath")
 	flag.StringVar(&o.root, "root", ".", "the checkout")
 	flag.StringVar(&o.out, "out", "build/bench", "where the figures go")
 	flag.IntVar(&o.samples, "samples", 100, "repetitions of what is given as p50 and p99")
-	flag.IntVar(&o.tenants, "tenants", 1000, "how many tenants are many; 1 to 4000")
+	tenants := flag.String("tenants", "", "how many tenants, 1 to 4000: one number for control (default 1000), a comma list for datapath (default 1,40,400,1000,4000)")
+	rules := flag.String("rules", "ours,linear", "datapath: the rules to measure")
+	metrics := flag.String("metrics", strings.Join(datapath.Metrics(), ","), "datapath: what to measure")
+	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")
 	flag.Parse()
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: needs root, because it makes network namespaces; run: sudo make bench")
 		return 1
 	}
-	if *part != "control" || o.samples < 1 || o.tenants < 1 || o.tenants > 4000 {
-		fmt.Fprintf(os.Stderr, "bench: unknown part %q, or samples or tenants out of range; see bench --help\n", *part)
+	o.rules, o.metrics = strings.Split(*rules, ","), strings.Split(*metrics, ",")
+	work, err := o.choose(*part, *tenants)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v; see bench --help\n", err)
 		return 2
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := measure(ctx, o); err != nil {
+	if err := work(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
 	}

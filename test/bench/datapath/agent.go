@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"egress-gateway.io/shared/tenant"
+	"egress-gateway.io/test/lab/namespace"
+)
+
+const cluster = "bench"
+
+// memory is the part of gateway-agent's disk copy that the bench writes.
+type memory struct {
+	Clusters map[string]clusterMemory `json:"clusters"`
+}
+
+type clusterMemory struct {
+	Generation int64                  `json:"generation"`
+	Network    tenant.Network         `json:"network"`
+	Tenants    map[string]entry       `json:"tenants"`
+	Nodes      map[string]tenant.Node `json:"nodes"`
+}
+
+type entry struct {
+	Number int           `json:"number"`
+	Record tenant.Tenant `json:"record"`
+}
+
+// record is tenant i's record as the cluster would publish it.
+func (g gateway) record(i int) tenant.Tenant {
+	name := fmt.Sprintf("tenant-%04d", i)
+	return tenant.Tenant{
+		Schema: tenant.Schema, Cluster: cluster, Name: name, UID: "uid-" + name, Generation: 1, Namespaces: []string{name},
+		Pool: "bench", Group: "default", GatewayIPs: []netip.Addr{g.gatewayIP(i)}, EgressIPs: []netip.Addr{g.egressIP(i)},
+	}
+}
+
+func nodeRecord() tenant.Node {
+	return tenant.Node{Schema: tenant.Schema, Cluster: cluster, Name: "node1",
+		Subnets: []netip.Prefix{netip.MustParsePrefix(pods)}, Addresses: []netip.Addr{netip.MustParseAddr(nodeAddress)}}
+}
+
+func networkRecord() tenant.Network {
+	return tenant.Network{Schema: tenant.Schema, Cluster: cluster, PodNetworks: []netip.Prefix{netip.MustParsePrefix(podNetwork)}}
+}
+
+// writeState writes a disk copy of n tenants, so that gateway-agent needs
+// nobody to program them.
+func (g gateway) writeState(dir string, n int) error {
+	tenants := make(map[string]entry, n)
+	for i := range n {
+		r := g.record(i)
+		tenants[r.Name] = entry{i + 1, r}
+	}
+	state, err := json.Marshal(memory{map[string]clusterMemory{cluster: {
+		Generation: 1, Network: networkRecord(), Tenants: tenants, Nodes: map[string]tenant.Node{"node1": nodeRecord()},
+	}}})
+	if err != nil {
+		return err
+	}
+	sum := sha256.Sum256(state)
+	file, err := json.Marshal(map[string]any{"schema": 1, "sha256": hex.EncodeToString(sum[:]), "state": json.RawMessage(state)})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "state.json"), file, 0o600)
+}
+
+// agent is a gateway-agent that runs in a gateway's namespace.
+type agent struct {
+	cmd  *exec.Cmd
+	log  string
+	done chan error
+}
+
+// startAgent starts the real program. Without url it reaches no NATS, and
+// serves what its disk says.
+func (g gateway) startAgent(binary, dir, url string) (*agent, error) {
+	if url == "" {
+		url = "nats://127.0.0.1:9" // discard: nobody answers
+	}
+	path := filepath.Join(dir, "agent.log")
+	log, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	// `ip netns exec` replaces itself by the program.
+	cmd := exec.Command("ip", "netns", "exec", g.ns, binary)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GATEWAY_NAME=bench", "GATEWAY_STATE_DIR=" + dir, "GATEWAY_NATS_URL=" + url,
+		"GATEWAY_INTERNAL_INTERFACE=" + internalNIC, "GATEWAY_EXTERNAL_INTERFACE=" + externalNIC}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	a := &agent{cmd: cmd, log: path, done: make(chan error, 1)}
+	go func() { a.done <- cmd.Wait() }()
+	return a, nil
+}
+
+// stop ends the agent and waits for it; what it programmed stays.
+func (a *agent) stop() error {
+	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	return <-a.done
+}
+
+// holds tells whether the gateway has an address: only then one can listen on it.
+func (g gateway) holds(a netip.Addr) (there bool, err error) {
+	err = namespace.Do(g.ns, func() error {
+		c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		if errors.Is(err, syscall.EADDRNOTAVAIL) {
+			return nil
+		}
+		if err == nil {
+			there, err = true, c.Close()
+		}
+		return err
+	})
+	return there, err
+}
+
+// programmed waits until the gateway serves n tenants: the agent makes gateway
+// IPs last, and the last tenant's after all others.
+func (g gateway) programmed(ctx context.Context, a *agent, n int) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		there, err := g.holds(g.gatewayIP(n - 1))
+		if err != nil || there {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(ctx.Err(), fmt.Errorf("gateway-agent did not program %d tenants; its log is %s", n, a.log))
+		case err := <-a.done:
+			return fmt.Errorf("gateway-agent ended: %w; its log is %s", err, a.log)
+		case <-tick.C:
+		}
+	}
+}
+
+// programOurs has the real agent program the gateway's tenants.
+func (t *topology) programOurs(ctx context.Context, binary, dir string) (err error) {
+	g := t.gateway(Ours)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := g.writeState(dir, t.tenants); err != nil {
+		return err
+	}
+	a, err := g.startAgent(binary, dir, "")
+	if err != nil {
+		return err
+	}
+	if err := g.programmed(ctx, a, t.tenants); err != nil {
+		return err
+	}
+	// It would announce addresses and look for changes while others are measured.
+	return a.stop()
+}

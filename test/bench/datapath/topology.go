@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"egress-gateway.io/test/lab/namespace"
+)
+
+// The two NICs of a gateway, named as on the VMs of the demo.
+const (
+	internalNIC = "enp1s0"
+	externalNIC = "enp7s0"
+)
+
+// gateway is one of the gateways that stand side by side. Each has ranges of
+// its own, so that all of them share the two switches:
+//
+//	172.16.0.<id>          internal address     172.20.0.<id>  external address
+//	172.<16+id>.16.1...    gateway IPs          172.<20+id>.16.1...  egress IPs
+//	10.<id>.0.0/16         what lies behind it: the node routes these through it
+type gateway struct {
+	name string
+	ns   string
+	id   byte
+}
+
+const (
+	pods        = "10.128.0.0/16"
+	podNetwork  = "10.128.0.0/14"
+	nodeAddress = "172.16.0.100"
+	farAddress  = "172.20.0.100" // the host outside; all destinations are its own
+)
+
+// MaxTenants is how many tenants a gateway is built for.
+const MaxTenants = 4000
+
+func (g gateway) internal() netip.Addr { return netip.AddrFrom4([4]byte{172, 16, 0, g.id}) }
+func (g gateway) external() netip.Addr { return netip.AddrFrom4([4]byte{172, 20, 0, g.id}) }
+
+// gatewayIP and egressIP are those of tenant i, from 0.
+func (g gateway) gatewayIP(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{172, 16 + g.id, 16 + byte(i>>8), byte(i)})
+}
+
+func (g gateway) egressIP(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{172, 20 + g.id, 16 + byte(i>>8), byte(i)})
+}
+
+// destination is address i, from 0 to 65535, behind the gateway.
+func (g gateway) destination(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, g.id, byte(i >> 8), byte(i)})
+}
+
+func pod(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 128, byte(i >> 8), byte(i)}) }
+
+// mac is derived from an address, as gateway-agent does it for gateway IPs.
+func mac(ip netip.Addr) net.HardwareAddr {
+	a := ip.As4()
+	return net.HardwareAddr{2, 0, a[0], a[1], a[2], a[3]}
+}
+
+// topology is the node, the host outside, and the gateways between two
+// switches. Nobody asks for addresses: neighbours are told, so that nothing but
+// the packets of the measurement is on the way.
+type topology struct {
+	prefix   string
+	tenants  int
+	node     string
+	far      string
+	sw       string
+	gateways []gateway
+}
+
+func build(ctx context.Context, prefix string, tenants int) (*topology, error) {
+	t := &topology{prefix: prefix, tenants: tenants, node: prefix + "-node", far: prefix + "-far", sw: prefix + "-sw"}
+	for i, name := range []string{Ours, Linear, plain} {
+		t.gateways = append(t.gateways, gateway{name: name, ns: prefix + "-" + name, id: byte(i + 1)})
+	}
+	if err := t.make(ctx); err != nil {
+		return nil, errors.Join(err, t.remove())
+	}
+	return t, nil
+}
+
+func (t *topology) gateway(name string) gateway {
+	for _, g := range t.gateways {
+		if g.name == name {
+			return g
+		}
+	}
+	return gateway{}
+}
+
+func (t *topology) namespaces() []string {
+	out := []string{t.sw, t.node, t.far}
+	for _, g := range t.gateways {
+		out = append(out, g.ns)
+	}
+	return out
+}
+
+func (t *topology) remove() error {
+	var errs []error
+	for _, ns := range t.namespaces() {
+		errs = append(errs, namespace.Delete(ns))
+	}
+	return errors.Join(errs...)
+}
+
+func (t *topology) make(ctx context.Context) error {
+	for _, ns := range t.namespaces() {
+		if err := namespace.Create(ns); err != nil {
+			return err
+		}
+		if err := namespace.Sysctl(ns, [2]string{"ipv6/conf/default/disable_ipv6", "1"}, [2]string{"ipv6/conf/all/disable_ipv6", "1"},
+			[2]string{"ipv4/conf/default/rp_filter", "0"}, [2]string{"ipv4/conf/all/rp_filter", "0"}); err != nil {
+			return err
+		}
+	}
+	if err := t.switches(ctx); err != nil {
+		return err
+	}
+	if err := t.ends(ctx); err != nil {
+		return err
+	}
+	for _, g := range t.gateways {
+		if err := t.prepare(ctx, g); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// switches makes two bridges that learn nothing and flood nothing they need
+// not: a frame to a tenant's MAC has to go to one port only, also before that
+// MAC was ever a sender.
+func (t *topology) switches(ctx context.Context) error {
+	if err := ip(ctx, t.sw, "link add int type bridge\nlink set int up\nlink add ext type bridge\nlink set ext up\n"); err != nil {
+		return err
+	}
+	for file, value := range map[string]string{"bridge/bridge-nf-call-iptables": "0", "bridge/bridge-nf-call-arptables": "0"} {
+		// Where bridges hand packets to iptables, the switches would filter too.
+		err := namespace.Sysctl(t.sw, [2]string{file, value})
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if err := t.plug(t.node, "eth0", "int", "node", netip.MustParseAddr(nodeAddress)); err != nil {
+		return err
+	}
+	if err := t.plug(t.far, "eth0", "ext", "far", netip.MustParseAddr(farAddress)); err != nil {
+		return err
+	}
+	for _, g := range t.gateways {
+		if err := t.plug(g.ns, internalNIC, "int", "int-"+g.name, g.internal()); err != nil {
+			return err
+		}
+		if err := t.plug(g.ns, externalNIC, "ext", "ext-"+g.name, g.external()); err != nil {
+			return err
+		}
+		var fdb strings.Builder
+		for i := range t.tenants {
+			fmt.Fprintf(&fdb, "fdb add %s dev int-%s master static\n", mac(g.gatewayIP(i)), g.name)
+		}
+		if err := batch(ctx, t.sw, "bridge", fdb.String()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plug connects a NIC to a bridge, and gives it an address in the bridge's /14.
+func (t *topology) plug(ns, nic, bridge, port string, a netip.Addr) error {
+	h, err := namespace.Netlink(ns)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	sw, err := namespace.Netlink(t.sw)
+	if err != nil {
+		return err
+	}
+	defer sw.Close()
+	peer, err := netns.GetFromName(t.sw)
+	if err != nil {
+		return err
+	}
+	defer peer.Close()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr = nic, mac(a)
+	if err := h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: port, PeerNamespace: netlink.NsFd(peer)}); err != nil {
+		return fmt.Errorf("plug %s of %s: %w", nic, ns, err)
+	}
+	end, err := sw.LinkByName(port)
+	if err != nil {
+		return err
+	}
+	master, err := sw.LinkByName(bridge)
+	if err != nil {
+		return err
+	}
+	own, err := h.LinkByName(nic)
+	if err != nil {
+		return err
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(14, 32)}}
+	return errors.Join(sw.LinkSetMaster(end, master), sw.LinkSetUp(end), h.AddrAdd(own, addr), h.LinkSetUp(own))
+}
+
+// ends prepares the node and the host outside: all pods are the node's own
+// addresses, and what lies behind gateway g goes to its tenants' gateway IPs.
+func (t *topology) ends(ctx context.Context) error {
+	var node, far strings.Builder
+	fmt.Fprintf(&node, "route add local %s dev lo\n", pods)
+	for _, g := range t.gateways {
+		fmt.Fprintf(&far, "route add local 10.%d.0.0/16 dev lo\n", g.id)
+		fmt.Fprintf(&far, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.external(), mac(g.external()))
+		fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.internal(), mac(g.internal()))
+		back := fmt.Sprintf("172.%d.0.0/16", 20+g.id)
+		if g.name == plain {
+			back = podNetwork
+		}
+		fmt.Fprintf(&far, "route add %s via %s\n", back, g.external())
+		for i := range t.tenants {
+			fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.gatewayIP(i), mac(g.gatewayIP(i)))
+		}
+		for f := range flows {
+			fmt.Fprintf(&node, "route add %s via %s\n", g.destination(f), g.gatewayIP(f%t.tenants))
+		}
+	}
+	if err := ip(ctx, t.node, node.String()); err != nil {
+		return err
+	}
+	// Without it 30,000 closed connections would wait for their last segments.
+	few := [2]string{"ipv4/tcp_max_tw_buckets", "256"}
+	return errors.Join(ip(ctx, t.far, far.String()), namespace.Sysctl(t.node, few), namespace.Sysctl(t.far, few))
+}
+
+// prepare gives a gateway its routes and neighbours; tenants come later.
+func (t *topology) prepare(ctx context.Context, g gateway) error {
+	if err := namespace.Sysctl(g.ns, [2]string{"ipv4/ip_forward", "1"}, [2]string{"ipv4/conf/all/send_redirects", "0"}); err != nil {
+		return err
+	}
+	lines := fmt.Sprintf("route add default via %s dev %s\n", farAddress, externalNIC) +
+		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", nodeAddress, mac(netip.MustParseAddr(nodeAddress)), internalNIC) +
+		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", farAddress, mac(netip.MustParseAddr(farAddress)), externalNIC)
+	if g.name != Ours {
+		lines += fmt.Sprintf("route add %s via %s dev %s\n", pods, nodeAddress, internalNIC)
+	}
+	return ip(ctx, g.ns, lines)
+}
+
+// linksAndAddresses makes what gateway-agent makes, but for the rules.
+func (t *topology) linksAndAddresses(ctx context.Context, g gateway) error {
+	if err := namespace.Sysctl(g.ns, [2]string{"ipv4/conf/all/arp_ignore", "1"}, [2]string{"ipv4/conf/all/arp_announce", "2"}); err != nil {
+		return err
+	}
+	var b strings.Builder
+	for i := range t.tenants {
+		fmt.Fprintf(&b, "link add %s link %s address %s type macvlan mode private\n", link(i), internalNIC, mac(g.gatewayIP(i)))
+		fmt.Fprintf(&b, "link set %s up\naddr add %s/32 dev %s\naddr add %s/32 dev %s\n", link(i), g.gatewayIP(i), link(i), g.egressIP(i), externalNIC)
+	}
+	return ip(ctx, g.ns, b.String())
+}
+
+// linearRules are the first design's: one rule to mark and one to translate
+// for each tenant, one after the other.
+func (t *topology) linearRules(ctx context.Context, g gateway) error {
+	var mangle, nat strings.Builder
+	for i := range t.tenants {
+		fmt.Fprintf(&mangle, "-A PREROUTING -i %s -j MARK --set-mark %d\n", link(i), i+1)
+		fmt.Fprintf(&nat, "-A POSTROUTING -o %s -m mark --mark %d -j SNAT --to-source %s\n", externalNIC, i+1, g.egressIP(i))
+	}
+	rules := "*mangle\n" + mangle.String() + "COMMIT\n*nat\n" + nat.String() + "COMMIT\n"
+	return run(ctx, g.ns, rules, "iptables-nft-restore")
+}
+
+func link(i int) string { return fmt.Sprintf("eg%03x", i+1) }
+
+func ip(ctx context.Context, ns, lines string) error { return batch(ctx, ns, "ip", lines) }
+
+// batch runs lines of `ip` or `bridge` in a namespace.
+func batch(ctx context.Context, ns, program, lines string) error {
+	return run(ctx, ns, lines, program, "-batch", "-")
+}
+
+func run(ctx context.Context, ns, stdin string, argv ...string) error {
+	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", ns}, argv...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%v in %s: %w: %.500s", argv, ns, err, out)
+	}
+	return nil
+}
