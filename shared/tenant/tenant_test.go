@@ -129,7 +129,7 @@ func TestValidateAddr(t *testing.T) {
 	for s, want := range map[string]string{
 		"192.0.2.1": "", "10.0.0.1": "", "2001:db8::1": "", "fd00::1": "",
 		"0.0.0.0": "unicast", "::": "unicast", "127.0.0.1": "unicast", "::1": "unicast", "224.0.0.1": "unicast", "ff02::1": "unicast",
-		"169.254.1.1": "unicast", "fe80::1": "unicast", "255.255.255.255": "unicast", "fd00::1%eth0": "zone", "::ffff:192.0.2.1": "IPv6 form",
+		"169.254.1.1": "link-local", "fe80::1": "link-local", "255.255.255.255": "unicast", "fd00::1%eth0": "zone", "::ffff:192.0.2.1": "IPv6 form",
 	} {
 		check(t, s, ValidateAddr(netip.MustParseAddr(s)), want)
 	}

@@ -152,7 +152,9 @@ func ValidateAddr(a netip.Addr) error {
 		return fmt.Errorf("address %s has a zone", a)
 	case a.Is4In6():
 		return fmt.Errorf("address %s is an IPv4 address in IPv6 form", a)
-	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a.IsLinkLocalUnicast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+	case a.IsLinkLocalUnicast():
+		return fmt.Errorf("address %s is link-local: it means nothing beyond its link, so no node can use it as a next hop and no packet can leave with it", a)
+	case a.IsUnspecified(), a.IsLoopback(), a.IsMulticast(), a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		return fmt.Errorf("address %s is not a global or private unicast address", a)
 	}
 	return nil

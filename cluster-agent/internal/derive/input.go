@@ -98,6 +98,8 @@ type Output struct {
 	// RouteNodes are the nodes that have to accept every route.
 	RouteNodes []string
 	Problems   []Problem
+	// Families are those of the cluster's pods; none if no node is known.
+	Families []tenant.Family
 }
 
 // Problem is something that the owner of an object should know. Kind is
@@ -128,6 +130,7 @@ const (
 	ReasonEgressIP             = "EgressIPSelectsNamespace"
 	ReasonInvalidNode          = "InvalidNodeAnnotation"
 	ReasonNodeSubnetTaken      = "NodeSubnetTaken"
+	ReasonFamilyMismatch       = "FamilyMismatch"
 )
 
 // Derive computes the output. Its cost grows little more than linearly with the
@@ -137,8 +140,10 @@ func Derive(in Input) Output {
 	pools := derivePools(in, nodes.addresses)
 	out := Output{
 		Pools: pools, Nodes: nodes.records, Missing: nodes.missing, RouteNodes: nodes.routed, Problems: nodes.problems,
+		Families: familiesOf(nodes.records),
 	}
 	r := newRequests(in, pools)
+	r.families = out.Families
 	out.Wants = r.resolveAll()
 	out.Problems = append(out.Problems, r.problems...)
 	return out

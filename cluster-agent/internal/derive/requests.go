@@ -67,6 +67,7 @@ type requests struct {
 	foreign  *foreignRoutes
 	members  map[string][]member
 	problems []Problem
+	families []tenant.Family // of the cluster's pods
 }
 
 // member is a namespace that asks to be part of a tenant.
@@ -297,8 +298,9 @@ func (r *requests) judge(w *Want) {
 		return
 	}
 	if w.Refused = p.refusal(); w.Refused == nil {
-		w.Allocate = true
+		w.Refused = p.mismatch(r.families)
 	}
+	w.Allocate = w.Refused == nil
 }
 
 // poolNames is a hint for somebody who mistyped a pool's name.

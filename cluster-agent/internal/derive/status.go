@@ -42,7 +42,7 @@ const (
 
 // Allocated judges an EgressTenant against what was asked for; why is the
 // refusal of what was asked, or nil.
-func Allocated(spec v1alpha1.EgressTenantSpec, w Want, why *Refusal, pools map[string]Pool) Verdict {
+func Allocated(spec v1alpha1.EgressTenantSpec, w Want, why *Refusal, out Output) Verdict {
 	has := fmt.Sprintf("egress %s by way of %s from pool %q", join(spec.EgressIPs), join(spec.GatewayIPs), spec.Pool)
 	held := len(spec.EgressIPs) > 0
 	switch {
@@ -53,7 +53,7 @@ func Allocated(spec v1alpha1.EgressTenantSpec, w Want, why *Refusal, pools map[s
 	case !held:
 		return No(ReasonPending, "waiting for an address of pool %q", w.Pool)
 	}
-	p, known := pools[spec.Pool]
+	p, known := out.Pools[spec.Pool]
 	if !known {
 		return yes(ReasonAllocated, "%s, which does not exist any more; it stays as it is", has)
 	}
@@ -61,6 +61,9 @@ func Allocated(spec v1alpha1.EgressTenantSpec, w Want, why *Refusal, pools map[s
 		if !p.Egress.Covers(a) {
 			return yes(ReasonAllocated, "%s, which does not contain %s any more; it stays as it is", has, a)
 		}
+	}
+	if lacking := Lacking(spec, out.Families); len(lacking) > 0 {
+		return withoutFamily(has, lacking[0], p)
 	}
 	return yes(ReasonAllocated, "%s", has)
 }

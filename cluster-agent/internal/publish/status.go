@@ -52,7 +52,7 @@ func (p *pass) writeStatus(ctx context.Context) error {
 func (p *pass) statusOf(w *want, o *v1alpha1.EgressTenant, reports []tenant.Status, connected bool) v1alpha1.EgressTenantStatus {
 	next := *o.Status.DeepCopy()
 	next.AuditedGeneration = o.Generation
-	allocated := derive.Allocated(o.Spec, w.Want, w.why(), p.derived.Pools)
+	allocated := derive.Allocated(o.Spec, w.Want, w.why(), p.derived)
 	route := p.routeVerdict(w, o)
 	programmed := derive.No(derive.ReasonNotAllocated, "there is nothing to serve yet")
 	gateway := ""
@@ -60,6 +60,9 @@ func (p *pass) statusOf(w *want, o *v1alpha1.EgressTenant, reports []tenant.Stat
 		gateway, programmed = p.programmed(o, reports, connected)
 	}
 	ready := derive.Verdict{Status: metav1.ConditionTrue, Reason: derive.ReasonReady, Message: fmt.Sprintf("traffic leaves with %s through gateway %q", list(o.Spec.EgressIPs), gateway)}
+	for _, f := range derive.Lacking(o.Spec, p.derived.Families) {
+		ready.Message += fmt.Sprintf("; %s traffic does not", f)
+	}
 	for _, c := range []struct {
 		kind string
 		v    derive.Verdict
@@ -128,6 +131,9 @@ func (p *pass) announce(w *want, o *v1alpha1.EgressTenant, next v1alpha1.EgressT
 		}
 		events = append(events, e)
 		p.tellMembers(o.Spec.Namespaces, false, "Allocated", fmt.Sprintf("tenant %q leaves with %s (next hop %s, pool %q)", w.Name, list(o.Spec.EgressIPs), list(o.Spec.GatewayIPs), o.Spec.Pool))
+		if c := meta.FindStatusCondition(next.Conditions, v1alpha1.ConditionAllocated); c != nil && c.Status == metav1.ConditionTrue && len(derive.Lacking(o.Spec, p.derived.Families)) > 0 {
+			p.tellMembers(o.Spec.Namespaces, true, c.Reason, c.Message)
+		}
 	}
 	if c, changed := transition(o.Status.Conditions, next.Conditions, v1alpha1.ConditionAllocated); changed && c.Status == metav1.ConditionFalse && w.why() != nil {
 		e := AuditEvent{Kind: KindDeny, Subject: "tenant/" + w.Name, ID: fmt.Sprintf("deny-%s-%d-%s-%d", o.UID, o.Generation, c.Reason, c.LastTransitionTime.Unix()), Data: dataOf(o)}
