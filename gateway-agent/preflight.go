@@ -25,6 +25,10 @@ func preflight(ctx context.Context, k *kernel.Kernel, log *slog.Logger) error {
 			log.Warn("sysctls can not be written; they are right now, and will only be watched", "err", check.Err)
 			continue
 		}
+		if check.Partial {
+			log.Warn("this machine can not serve everything", "err", check.String())
+			continue
+		}
 		errs = append(errs, errors.New(check.String()))
 	}
 	if len(errs) > 0 {

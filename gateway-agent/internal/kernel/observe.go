@@ -45,7 +45,7 @@ func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
 	if s.Routes, err = k.observeRoutes(links); err != nil {
 		return s, err
 	}
-	for _, key := range plan.SysctlKeys() {
+	for _, key := range plan.SysctlKeys(k.host) {
 		v, err := k.readSysctl(key)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return s, err
@@ -86,7 +86,7 @@ func (k *Kernel) hasIPv6() bool {
 	return err == nil && v == "0"
 }
 
-// Facts returns the host with OnLink, Own and IPv6 as the VM shows them now.
+// Facts returns the host with OnLink, Own, Advertised and IPv6 as the VM shows them now.
 func (k *Kernel) Facts(context.Context) (plan.Host, error) {
 	h := k.host
 	links, err := dumpLinks(false)
@@ -97,7 +97,7 @@ func (k *Kernel) Facts(context.Context) (plan.Host, error) {
 	if err != nil {
 		return h, err
 	}
-	h.OnLink, h.Own = nil, nil
+	h.OnLink, h.Own, h.Advertised = nil, nil, nil
 	ours := ourLinks(links)
 	for _, a := range addrs {
 		_, tenantLink := ours[a.dev]
@@ -111,6 +111,11 @@ func (k *Kernel) Facts(context.Context) (plan.Host, error) {
 	}
 	slices.SortFunc(h.Own, netip.Addr.Compare)
 	h.Own = slices.Compact(h.Own)
+	for _, nic := range []string{h.Internal, h.External} {
+		if v, err := k.readSysctl(plan.AcceptRA(nic)); err == nil && v != "0" {
+			h.Advertised = append(h.Advertised, nic)
+		}
+	}
 	_, tools := k.tables[tenant.IPv6]
 	h.IPv6 = tools && k.hasIPv6()
 	return h, nil

@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,6 +25,8 @@ type Check struct {
 	Name   string
 	Err    error
 	Remedy string // what to do about Err
+	// Partial says that the VM can serve all the same, but not everything.
+	Partial bool
 }
 
 // String returns one line for a person.
@@ -31,13 +35,14 @@ func (c Check) String() string { return fmt.Sprintf("%s: %v; %s", c.Name, c.Err,
 // Preflight tells which conditions the VM does not meet; none is a good sign.
 func (k *Kernel) Preflight(ctx context.Context) []Check {
 	checks := []Check{
-		{"capabilities", capabilities("/proc/self/status"), "run as root, or with --cap-add NET_ADMIN --cap-add NET_RAW"},
-		{"internal interface", nicUp(k.host.Internal), "set GATEWAY_INTERNAL_INTERFACE to the NIC in the nodes' network, and set it up"},
-		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up"},
-		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs"},
-		{"default route", k.defaultRoute(), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped"},
-		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: update-alternatives --set iptables /usr/sbin/iptables-<legacy or nft>"},
-		{"sysctls", k.sysctlsWritable(), "give the process a writable /proc/sys/net, for example with --security-opt systempaths=unconfined"},
+		{"capabilities", capabilities("/proc/self/status"), "run as root, or with --cap-add NET_ADMIN --cap-add NET_RAW", false},
+		{"internal interface", nicUp(k.host.Internal), "set GATEWAY_INTERNAL_INTERFACE to the NIC in the nodes' network, and set it up", false},
+		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up", false},
+		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs", false},
+		{"default route", k.defaultRoute(tenant.IPv4), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped", false},
+		{"default route IPv6", k.defaultRoute6(ctx), "give the external interface an IPv6 default route, or the internal one no IPv6 address: IPv6 packets of tenants go nowhere, or elsewhere and are dropped", true},
+		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: update-alternatives --set iptables /usr/sbin/iptables-<legacy or nft>", false},
+		{"sysctls", k.sysctlsWritable(), "give the process a writable /proc/sys/net, for example with --security-opt systempaths=unconfined", false},
 	}
 	var failed []Check
 	for _, c := range checks {
@@ -99,10 +104,23 @@ func (k *Kernel) distinct() error {
 	return nil
 }
 
+// defaultRoute6 checks the IPv6 default route where IPv6 tenants can be served.
+func (k *Kernel) defaultRoute6(ctx context.Context) error {
+	h, err := k.Facts(ctx)
+	if err != nil || !h.IPv6 || !slices.ContainsFunc(h.OnLink, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+		return err
+	}
+	return k.defaultRoute(tenant.IPv6)
+}
+
 // defaultRoute looks at the default route of the lowest metric.
-func (k *Kernel) defaultRoute() error {
+func (k *Kernel) defaultRoute(f tenant.Family) error {
+	family := netlink.FAMILY_V4
+	if f == tenant.IPv6 {
+		family = netlink.FAMILY_V6
+	}
 	list, err := consistent(func() ([]netlink.Route, error) {
-		return k.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{}, netlink.RT_FILTER_DST)
+		return k.nl.RouteListFiltered(family, &netlink.Route{}, netlink.RT_FILTER_DST)
 	})
 	if err != nil {
 		return err

@@ -27,6 +27,8 @@ type Host struct {
 	Own []netip.Addr
 	// IPv6 says that the VM's kernel and tools can serve IPv6 tenants.
 	IPv6 bool
+	// Advertised are those of the two NICs that take router advertisements.
+	Advertised []string
 	// PodNetworks widen what the guards cover, beyond what the records say.
 	PodNetworks []netip.Prefix
 }

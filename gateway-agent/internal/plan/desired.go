@@ -5,6 +5,7 @@ package plan
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -66,10 +67,33 @@ func sysctls() map[string]string {
 	}
 }
 
-// SysctlKeys returns the sysctls that plans are about.
-func SysctlKeys() []string { return append(sorted(sysctls()), sysctlForward6) }
+// SysctlKeys returns the sysctls that plans for h may be about.
+func SysctlKeys(h Host) []string {
+	h.Advertised = []string{h.Internal, h.External}
+	return append(sorted(sysctls()), sorted(sysctls6(h))...)
+}
 
 const sysctlForward6 = "net/ipv6/conf/all/forwarding"
+
+// sysctls6 is what IPv6 needs besides. A machine that forwards takes no router
+// advertisements unless told so, and forgets what it learned from them: a VM
+// that has its addresses and its default route from there would be cut off.
+// A default route from the inside would lead tenants' packets to where they
+// came from.
+func sysctls6(h Host) map[string]string {
+	out := map[string]string{sysctlForward6: "1"}
+	for _, nic := range h.Advertised {
+		out[AcceptRA(nic)] = "2"
+		if nic == h.Internal {
+			out[AcceptRA(nic)+"_defrtr"] = "0"
+		}
+	}
+	return out
+}
+
+// AcceptRA is the sysctl that says whether nic takes router advertisements: 0
+// never, 1 unless the machine forwards, 2 always.
+func AcceptRA(nic string) string { return "net/ipv6/conf/" + nic + "/accept_ra" }
 
 // builder collects a State.
 type builder struct {
@@ -173,7 +197,7 @@ func (b *builder) usesIPv6() bool {
 		uses = uses || !t.Released && len(tenant.IPv6.Addrs(t.GatewayIPs)) > 0
 	}
 	if uses {
-		b.state.Sysctls[sysctlForward6] = "1"
+		maps.Copy(b.state.Sysctls, sysctls6(b.in.Host))
 	}
 	return uses
 }

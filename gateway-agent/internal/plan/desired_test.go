@@ -230,3 +230,35 @@ func TestBuckets(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// What a VM has learned from router advertisements is forgotten once it
+// forwards, so the settings that prevent it come first.
+func TestForwardingComesLast(t *testing.T) {
+	in := demo()
+	cases()["dual stack"](&in)
+	in.Host.Advertised = []string{"enp1s0", "enp7s0"}
+	var got []string
+	for _, s := range Diff(mustDesired(t, in), newWorld().state) {
+		if s, ok := s.(SetSysctl); ok && strings.Contains(s.Key, "ipv6") {
+			got = append(got, s.Key+"="+s.Value)
+		}
+	}
+	want := []string{"net/ipv6/conf/enp1s0/accept_ra=2", "net/ipv6/conf/enp1s0/accept_ra_defrtr=0", "net/ipv6/conf/enp7s0/accept_ra=2", "net/ipv6/conf/all/forwarding=1"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(want, observed6(in.Host, want)); d != "" {
+		t.Errorf("keys that plans may be about: %s", d)
+	}
+}
+
+// observed6 returns those of the list whose keys are observed.
+func observed6(h Host, list []string) []string {
+	var out []string
+	for _, l := range list {
+		if key, _, _ := strings.Cut(l, "="); slices.Contains(SysctlKeys(h), key) {
+			out = append(out, l)
+		}
+	}
+	return out
+}

@@ -79,7 +79,10 @@ func (d *differ) contested(b binding) bool {
 }
 
 func (d *differ) sysctls() {
-	for _, key := range sorted(d.want.Sysctls) {
+	keys := sorted(d.want.Sysctls)
+	// Forwarding last: what router advertisements told is forgotten at once.
+	slices.SortStableFunc(keys, func(a, b string) int { return boolOrder(a == sysctlForward6, b == sysctlForward6) })
+	for _, key := range keys {
 		if v := d.want.Sysctls[key]; d.have.Sysctls[key] != v {
 			d.add(SetSysctl{key, v})
 		}
@@ -191,6 +194,17 @@ func (d *differ) linksCome() {
 		}
 	}
 	d.add(d.announce...)
+}
+
+// boolOrder sorts false before true.
+func boolOrder(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
 }
 
 func compareRoute(a, b Route) int {
