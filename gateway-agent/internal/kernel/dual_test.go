@@ -41,6 +41,11 @@ func TestDualStack(t *testing.T) {
 		in.Nodes[0].Subnets = append(in.Nodes[0].Subnets, netip.MustParsePrefix("fd01::/64"))
 		in.Networks[0].PodNetworks = append(in.Networks[0].PodNetworks, netip.MustParsePrefix("fd01::/48"))
 		l.serve(in)
+		// The kernel joins the group in which nodes ask for an address a moment
+		// after the address is there.
+		wait(t, "the tenant's link to hear neighbour solicitations", func() bool {
+			return strings.Contains(l.gw.Run("ip -6 maddress show dev eg001"), "ff02::1:ff00:13")
+		})
 		expect(t, l.node1, "10.128.0.10", blue)
 		expectAt(t, l.node1, "fd01::10", server6, blue6)
 
