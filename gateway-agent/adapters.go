@@ -39,6 +39,19 @@ func (f flowsAdapter) Delete(ctx context.Context, matches []reconcile.FlowMatch)
 	return f.Flows.Delete(ctx, of)
 }
 
+// numbers returns a function that tells the tenants' numbers of pods by the
+// marks of their connections.
+func (f flowsAdapter) numbers(mask uint32) func(context.Context, map[netip.Addr]bool) (map[netip.Addr]int, error) {
+	return func(ctx context.Context, pods map[netip.Addr]bool) (map[netip.Addr]int, error) {
+		marks, err := f.MarksOf(ctx, pods, mask)
+		out := make(map[netip.Addr]int, len(marks))
+		for pod, mark := range marks {
+			out[pod] = plan.NumberOf(mask, mark)
+		}
+		return out, err
+	}
+}
+
 // countedFlows counts what is deleted, for the metrics.
 type countedFlows struct {
 	reconcile.Flows

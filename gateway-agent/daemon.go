@@ -27,6 +27,7 @@ import (
 const (
 	summaryEvery = 5 * time.Second
 	checkEvery   = 30 * time.Second
+	straysEvery  = 2 * time.Second
 	flushTimeout = 2 * time.Second // for the last audit events
 	// liveGrace is how much longer than the resync a pass may take before the
 	// process counts as stuck.
@@ -93,6 +94,7 @@ type agent struct {
 	sweeper   reconcile.Sweeper
 	reporter  reconcile.Reporter
 	ports     *reconcile.PortWatch
+	strays    *reconcile.Strays
 	server    *daemon.Server
 
 	changed, sweep, report *daemon.Trigger
@@ -129,12 +131,16 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Flows: portsAdapter{a.flows}, MarkMask: c.MarkMask, Ports: flows.Ports, Clock: time.Now, Log: log,
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,
 	}
+	a.strays = &reconcile.Strays{
+		Every: straysEvery, Read: k.Strays, Numbers: flowsAdapter{a.flows}.numbers(c.MarkMask), Announce: announceAdapter{a.announcer}.Announce,
+		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke, Log: log,
+	}
 	a.loop = reconcile.NewLoop(reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
 		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
 		Views: func() map[string]reconcile.View { return viewsOf(a.follower) },
 		Trouble: func() []plan.Problem {
-			return slices.Concat(checks.problems(ctx), troubleOf(a.follower), a.ports.View().Problems)
+			return slices.Concat(checks.problems(ctx), a.strays.Problems(), troubleOf(a.follower), a.ports.View().Problems)
 		},
 		Sweep:  a.sweep.Poke,
 		OnPass: func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
@@ -205,6 +211,7 @@ func (a *agent) run(ctx context.Context) error {
 		return a.sweeper.Run(ctx, translate(ctx, resolved), a.sweep.C(), a.config.Resync)
 	})
 	g.Go("ports", a.ports.Run)
+	g.Go("strays", a.strays.Run)
 	g.Go("http", a.server.Run)
 	err = g.Wait()
 

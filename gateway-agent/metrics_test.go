@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
 	"egress-gateway.io/shared/daemon"
 	"egress-gateway.io/shared/tenant"
@@ -32,8 +33,9 @@ func fullScrape() scraped {
 	blue := reconcile.Ref{Cluster: "c1", Name: "ns-blue"}
 	now := time.Unix(1795304380, 0)
 	snap := &reconcile.Snapshot{
-		Pass:       reconcile.Pass{Began: now},
-		Memory:     reconcile.Memory{Clusters: map[string]reconcile.Cluster{"c1": {Generation: 7}}},
+		Pass: reconcile.Pass{Began: now},
+		Memory: reconcile.Memory{Clusters: map[string]reconcile.Cluster{"c1": {Generation: 7, Nodes: map[string]tenant.Node{
+			"node1": {Subnets: []netip.Prefix{netip.MustParsePrefix("10.128.0.0/23")}}}}}},
 		Statuses:   map[reconcile.Ref]tenant.Status{blue: {Programmed: true}},
 		Heartbeats: map[string]time.Time{"c1": now},
 	}
@@ -47,9 +49,11 @@ func fullScrape() scraped {
 		connected: func() bool { return true }, audit: fakeSpool{},
 		counters: func(context.Context) (kernel.Counters, error) {
 			return kernel.Counters{
-				Tenants: map[string]kernel.Traffic{"c1/ns-blue": {FromPods: kernel.Counter{Packets: 5, Bytes: 500}}},
-				Guards:  map[string]kernel.Counter{"pod source IPv4": {Packets: 6}},
-				Refused: map[string]kernel.Counter{"untranslated": {Packets: 7}},
+				Tenants:     map[string]kernel.Traffic{"c1/ns-blue": {FromPods: kernel.Counter{Packets: 5, Bytes: 500}}},
+				Guards:      map[string]kernel.Counter{"pod source IPv4": {Packets: 6}},
+				NodeSources: map[string]uint64{"c1/ns-blue": 8},
+				Strays:      []plan.Stray{{Pod: netip.MustParseAddr("10.128.0.10"), Packets: 9}},
+				Refused:     map[string]kernel.Counter{"untranslated": {Packets: 7}},
 			}, nil
 		},
 		tables: func() (kernel.Tables, error) {

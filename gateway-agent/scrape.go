@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,6 +99,13 @@ func (s scraped) collectTraffic(to sink) {
 	for id, t := range counters.Tenants {
 		to.counter("egress_gateway_tenant_packets_total", "Packets from the tenant's pods since its link was made.", t.FromPods.Packets, "tenant", id)
 		to.counter("egress_gateway_tenant_bytes_total", "Bytes from the tenant's pods since its link was made.", t.FromPods.Bytes, "tenant", id)
+	}
+	for id, n := range counters.NodeSources {
+		to.counter("egress_gateway_tenant_node_ip_sources_total", "Connections of the tenant that came with a node's address, and were translated.", n, "tenant", id)
+	}
+	for _, l := range reconcile.StrayLines(s.snapshot().Memory, counters.Strays) {
+		to.gauge("egress_gateway_stray_packets", "Packets that a node has sent past the tenant's link, while it does: its neighbour entry is wrong. tenant is empty where it can not be told.",
+			float64(l.Packets), "node", l.Cluster+"/"+l.Node, "tenant", strings.Trim(l.Tenant.String(), "/"), "family", l.Family.String())
 	}
 	for what, c := range counters.Guards {
 		to.counter("egress_gateway_guard_drops_total", "Packets that a guard dropped: leaks prevented.", c.Packets, "guard", what)

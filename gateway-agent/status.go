@@ -37,6 +37,7 @@ type report struct {
 	Tenants  []tenantLine  `json:"tenants"`
 	Routes   []routeLine   `json:"routes"`
 	Guards   []guardLine   `json:"guards"`
+	Strays   []strayLine   `json:"strays"`
 	Problems []string      `json:"problems,omitempty"`
 	Pending  []string      `json:"pending,omitempty"` // what the kernel lacks, as commands
 }
@@ -66,8 +67,11 @@ type tenantLine struct {
 	PortsUsed          int    `json:"portsUsed"`
 	Ports              int    `json:"ports"`
 	BusiestDestination string `json:"busiestDestination,omitempty"`
-	Held               bool   `json:"held,omitempty"`
-	Generation         int64  `json:"generation"`
+	// NodeIPSources are connections of the tenant that came with a node's
+	// address; they were translated as all others.
+	NodeIPSources uint64 `json:"nodeIPSources"`
+	Held          bool   `json:"held,omitempty"`
+	Generation    int64  `json:"generation"`
 }
 
 type routeLine struct {
@@ -75,6 +79,13 @@ type routeLine struct {
 	Via    netip.Addr   `json:"via"`
 	Dev    string       `json:"dev"`
 	Node   string       `json:"node,omitempty"`
+}
+
+// strayLine is a node that sends past the link of a tenant.
+type strayLine struct {
+	Node    string `json:"node"`
+	Tenant  string `json:"tenant,omitempty"` // empty where it can not be told
+	Packets uint64 `json:"packets"`          // since it began
 }
 
 type guardLine struct {
@@ -183,6 +194,13 @@ func newReport(c Config, s sight) report {
 	for _, what := range slices.Sorted(maps.Keys(s.counters.Guards)) {
 		r.Guards = append(r.Guards, guardLine{what, s.counters.Guards[what].Packets})
 	}
+	for _, l := range reconcile.StrayLines(s.Memory, s.counters.Strays) {
+		line := strayLine{Node: l.Cluster + "/" + l.Node, Packets: l.Packets}
+		if l.Number != 0 {
+			line.Tenant = l.Tenant.String()
+		}
+		r.Strays = append(r.Strays, line)
+	}
 	r.judge(s)
 	return r
 }
@@ -215,6 +233,9 @@ func (r *report) judge(s sight) {
 				t.Cluster, t.Name, t.PortsUsed, t.Ports, t.BusiestDestination)
 		}
 	}
+	for _, l := range reconcile.StrayLines(s.Memory, s.counters.Strays) {
+		add("%s", reconcile.ProblemLine(l.Problem()))
+	}
 	for _, ref := range s.Memory.HeldRefs() {
 		add("%s is held: its record vanished with many others, without a tombstone; `gateway-agent confirm-removals` lets it go", ref)
 	}
@@ -238,6 +259,7 @@ func newTenantLine(ref reconcile.Ref, mask uint32, s sight) tenantLine {
 		}
 	}
 	traffic := s.counters.Tenants[plan.TenantID(ref.Cluster, ref.Name)]
+	t.NodeIPSources = s.counters.NodeSources[plan.TenantID(ref.Cluster, ref.Name)]
 	t.Packets, t.Bytes = traffic.FromPods.Packets, traffic.FromPods.Bytes
 	use := s.usage.Marks[plan.Mark(mask, e.Number)]
 	t.Connections, t.PortsUsed, t.Ports = use.Connections, use.Used, flows.Ports

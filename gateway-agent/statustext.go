@@ -33,14 +33,14 @@ func (r report) print(w io.Writer) error {
 		c := r.Clusters[i]
 		return fmt.Sprintf("%s\t%d\t%d\t%d", c.Name, c.Generation, c.Tenants, c.Nodes)
 	})
-	table(&b, "Tenants", "TENANT\tGATEWAY IPS\tEGRESS IPS\tPACKETS\tBYTES\tCONNECTIONS\tPORTS\tNOTE", len(r.Tenants), func(i int) string {
+	table(&b, "Tenants", "TENANT\tGATEWAY IPS\tEGRESS IPS\tPACKETS\tBYTES\tCONNECTIONS\tPORTS\tNODE-IP SOURCES\tNOTE", len(r.Tenants), func(i int) string {
 		t := r.Tenants[i]
 		note := "-"
 		if t.Held {
 			note = "HELD"
 		}
-		return fmt.Sprintf("%s/%s\t%s\t%s\t%d\t%d\t%d\t%d%%\t%s", t.Cluster, t.Name, joinAddrs(t.GatewayIPs), joinAddrs(t.EgressIPs), t.Packets, t.Bytes,
-			t.Connections, t.PortsUsed*100/t.Ports, note)
+		return fmt.Sprintf("%s/%s\t%s\t%s\t%d\t%d\t%d\t%d%%\t%d\t%s", t.Cluster, t.Name, joinAddrs(t.GatewayIPs), joinAddrs(t.EgressIPs), t.Packets, t.Bytes,
+			t.Connections, t.PortsUsed*100/t.Ports, t.NodeIPSources, note)
 	})
 	table(&b, "MACVLAN links", "LINK\tSTATE\tMAC\tMARK\tTENANT", len(r.Tenants), func(i int) string {
 		t := r.Tenants[i]
@@ -51,6 +51,10 @@ func (r report) print(w io.Writer) error {
 		return fmt.Sprintf("%s\t%s\t%s\t%s", t.Subnet, t.Via, t.Dev, cmp.Or(t.Node, "-"))
 	})
 	r.printGuards(&b)
+	table(&b, "Nodes that send past a tenant's link", "NODE\tTENANT\tPACKETS", len(r.Strays), func(i int) string {
+		s := r.Strays[i]
+		return fmt.Sprintf("%s\t%s\t%d", s.Node, cmp.Or(s.Tenant, "-"), s.Packets)
+	})
 	r.printTrouble(&b)
 	_, err := w.Write(b.Bytes())
 	return err

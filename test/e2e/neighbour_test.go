@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,6 +45,15 @@ func TestStaleNeighbourEntry(t *testing.T) {
 	cancel()
 	w.answers(established, 20) // a translated flow survives a stale entry
 
+	// It is seen, and said where the tenant's owner looks: which node it is.
+	stale, err := w.WaitTenant(w.ctx, "ns-blue", soon, "to be told of the stale entry", func(t scenario.Tenant) bool {
+		return !t.Ready() && t.Condition("Programmed").Reason == "StaleNeighbour"
+	})
+	w.must(err)
+	if m := stale.Condition("Programmed").Message; !strings.Contains(m, "node1") || strings.Contains(m, "node2") {
+		t.Errorf("the condition names the wrong node: %q", m)
+	}
+
 	w.must(w.HealNeighbour("node1", blue.GatewayIP()))
 	healed := time.Now()
 	w.answers(locked, 20)
@@ -52,6 +62,8 @@ func TestStaleNeighbourEntry(t *testing.T) {
 	if r := locked.Stop(); len(r.Sources) != 1 || r.Sources[blue.EgressIP()] == 0 {
 		t.Errorf("the socket was seen as %v, want %s only", r.Sources, blue.EgressIP())
 	}
+	w.ready("ns-blue") // nothing more has come the wrong way for a while
+	t.Logf("ready again %s after it", time.Since(healed).Round(time.Second))
 	w.unharmed("a flow that was translated before", established, blue)
 	w.unharmed("a flow from the other node", unaffected, blue)
 }

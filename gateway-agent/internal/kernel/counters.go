@@ -36,19 +36,25 @@ type Counters struct {
 	Tenants map[string]Traffic // by plan.TenantID
 	Guards  map[string]Counter // dropped packets, by what the guard's rule is for
 	Refused map[string]Counter // packets that were refused ahead of the guards, by plan.Refusal
+	// NodeSources are connections that came through a tenant's link with the
+	// address of a node, as pods' do for a while after a restart of OVN's
+	// controller. They leave translated as any other.
+	NodeSources map[string]uint64 // by plan.TenantID
+	Strays      []plan.Stray
 }
 
-// Counters reads the counts of all tenants, with one request and three programs
-// (two without IPv6), however many tenants there are.
+// Counters reads the counts of all tenants, with one request and six programs
+// (five without IPv6), however many tenants there are.
 func (k *Kernel) Counters(ctx context.Context) (Counters, error) {
 	out := Counters{Tenants: make(map[string]Traffic), Refused: make(map[string]Counter)}
 	links, err := dumpLinks(true)
 	if err != nil {
 		return out, err
 	}
-	ours := ourLinks(links)
+	ours, numbers := ourLinks(links), make(map[int]string)
 	for _, l := range links {
 		if ours[l.name].Tenant != "" {
+			numbers[ours[l.name].Number] = l.alias
 			out.Tenants[l.alias] = Traffic{FromPods: l.rx, ToLink: l.tx}
 		}
 	}
@@ -58,6 +64,12 @@ func (k *Kernel) Counters(ctx context.Context) (Counters, error) {
 				return out, err
 			}
 		}
+	}
+	if out.NodeSources, err = k.nodeSources(ctx, numbers); err != nil {
+		return out, err
+	}
+	if out.Strays, err = k.Strays(ctx); err != nil {
+		return out, err
 	}
 	out.Guards, err = k.guardCounters(ctx)
 	return out, err

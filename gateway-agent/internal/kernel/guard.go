@@ -30,12 +30,13 @@ type nftObject struct {
 // listGuard returns the objects of the guard table, none if there is no table.
 // Options are nft's: --terse leaves out what the sets hold.
 func (k *Kernel) listGuard(ctx context.Context, options ...string) ([]nftObject, error) {
-	return k.listTable(ctx, "inet", plan.GuardTable, options...)
+	return k.listNFT(ctx, append(options, "-j", "list", "table", "inet", plan.GuardTable)...)
 }
 
-// listTable returns the objects of a table, none if there is no such table.
-func (k *Kernel) listTable(ctx context.Context, family, table string, options ...string) ([]nftObject, error) {
-	out, err := run(ctx, nil, k.nft, append(options, "-j", "list", "table", family, table)...)
+// listNFT returns the objects that a command of nft prints, none if what it is
+// about does not exist.
+func (k *Kernel) listNFT(ctx context.Context, args ...string) ([]nftObject, error) {
+	out, err := run(ctx, nil, k.nft, args...)
 	if err != nil {
 		if strings.Contains(err.Error(), "No such file or directory") {
 			return nil, nil
@@ -46,7 +47,7 @@ func (k *Kernel) listTable(ctx context.Context, family, table string, options ..
 		Nftables []nftObject `json:"nftables"`
 	}
 	if err := json.Unmarshal(out, &list); err != nil {
-		return nil, fmt.Errorf("nft -j list table %s %s: %w", family, table, err)
+		return nil, fmt.Errorf("nft %s: %w", strings.Join(args, " "), err)
 	}
 	return list.Nftables, nil
 }
@@ -58,6 +59,10 @@ func (k *Kernel) observeGuard(ctx context.Context) (plan.Guard, error) {
 		switch {
 		case o.Set != nil:
 			set := make(plan.GuardSet, len(o.Set.Elem))
+			if _, counted := o.counts(); counted {
+				g.Sets[o.Set.Name] = set
+				continue
+			}
 			for _, e := range o.Set.Elem {
 				set[element(e, strings.HasPrefix(o.Set.Name, "pods"))] = ""
 			}

@@ -15,7 +15,7 @@ import (
 // What is not as plans make it gives a shape that no plan has.
 func (k *Kernel) observeNeighbours(ctx context.Context) (plan.Neighbours, error) {
 	n := plan.Neighbours{MACs: make(map[netip.Addr]string)}
-	objects, err := k.listTable(ctx, "netdev", plan.NeighbourTable)
+	objects, err := k.listNFT(ctx, "-j", "list", "table", "netdev", plan.NeighbourTable)
 	var shapes []string
 	for _, o := range objects {
 		switch {

@@ -17,6 +17,9 @@ const (
 	GuardOut    = "exit-out"    // of the exit guard: what leaves the external NIC
 	GuardInside = "exit-inside" // of the exit guard: from a tenant's link to elsewhere
 	GuardInput  = "input"
+	GuardWatch  = "watch"  // counts what is not as it should be
+	GuardStrays = "strays" // of watch: what came by the internal NIC itself
+	GuardFresh  = "fresh"  // of watch: new connections
 )
 
 // GuardChains declares the chains. The exit guard runs behind source NAT
@@ -28,6 +31,9 @@ func GuardChains() map[string]string {
 		GuardOut:    "",
 		GuardInside: "",
 		GuardInput:  "type filter hook input priority -10; policy accept;",
+		GuardWatch:  "type filter hook forward priority -10; policy accept;",
+		GuardStrays: "",
+		GuardFresh:  "",
 	}
 }
 
@@ -42,7 +48,7 @@ const (
 
 // GuardSetTypes declares the sets: their nft type and flags, by name.
 func GuardSetTypes() map[string]string {
-	out := make(map[string]string)
+	out := countedSetTypes()
 	for _, f := range tenant.Families() {
 		t := fmt.Sprintf("ipv%d_addr", f)
 		out[setName(setPods, f)] = "type " + t + "; flags interval;"
@@ -88,6 +94,7 @@ func guardRules(h Host) []GuardRule {
 	g.out()
 	g.inside()
 	g.input()
+	g.watch()
 	return g.rules
 }
 

@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
+)
+
+// ReasonStale is the reason of a tenant some of whose nodes send past its link.
+const ReasonStale = "StaleNeighbour"
+
+// Strays looks for pods whose packets arrive past the tenants' links. Nodes of
+// such pods have a wrong neighbour entry; the tenant counts as not programmed
+// until nothing more is seen of it, and its gateway IP is announced again.
+type Strays struct {
+	Every time.Duration
+	// Read returns the pods that were astray within the last moments.
+	Read func(context.Context) ([]plan.Stray, error)
+	// Numbers returns the tenants' numbers of those pods that have connections
+	// that tell.
+	Numbers  func(context.Context, map[netip.Addr]bool) (map[netip.Addr]int, error)
+	Announce func(plan.Addr)
+	Snapshot func() *Snapshot
+	Changed  func() // the problems did
+	Log      *slog.Logger
+
+	found atomic.Pointer[[]plan.Problem]
+}
+
+// Problems returns what the last look found. Safe for concurrent use.
+func (s *Strays) Problems() []plan.Problem {
+	if p := s.found.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Run looks once in Every until ctx ends.
+func (s *Strays) Run(ctx context.Context) error {
+	tick := time.NewTicker(s.Every)
+	defer tick.Stop()
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := s.look(ctx)
+		if failed := err != nil; failed != failing && ctx.Err() == nil {
+			if failing = failed; failed {
+				s.Log.Error("packets past the tenants' links can not be told", "err", err)
+			}
+		}
+	}
+}
+
+func (s *Strays) look(ctx context.Context) error {
+	list, err := s.Read(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.identify(ctx, list); err != nil {
+		return err
+	}
+	lines := StrayLines(s.Snapshot().Memory, list)
+	var problems []plan.Problem
+	for _, l := range lines {
+		problems = append(problems, l.Problem())
+		for i, a := range l.gateways {
+			s.Announce(plan.Addr{Dev: plan.LinkName(l.Number), IP: l.gateways[i]})
+			s.Log.Debug("announced again", "tenant", l.Tenant.String(), "node", l.Node, "ip", a.String())
+		}
+	}
+	if before := s.Problems(); !slices.Equal(before, problems) {
+		s.found.Store(&problems)
+		s.Changed()
+	}
+	return nil
+}
+
+// identify fills in the numbers that the strays' own connections do not tell.
+func (s *Strays) identify(ctx context.Context, list []plan.Stray) error {
+	unknown := map[netip.Addr]bool{}
+	for _, stray := range list {
+		if stray.Number == 0 {
+			unknown[stray.Pod] = true
+		}
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	numbers, err := s.Numbers(ctx, unknown)
+	for i, stray := range list {
+		if stray.Number == 0 {
+			list[i].Number = numbers[stray.Pod]
+		}
+	}
+	return err
+}
+
+// StrayLine sums the packets that a node has sent past the link of a tenant.
+type StrayLine struct {
+	Cluster, Node string
+	Tenant        Ref // empty where it can not be told
+	Number        int
+	Family        tenant.Family
+	Packets       uint64
+	gateways      []netip.Addr
+}
+
+// StrayLines tells of which nodes, and of which tenants, the strays are. It is
+// sorted. Strays of subnets that belong to no node are left out.
+func StrayLines(m Memory, list []plan.Stray) []StrayLine {
+	tenants := map[int]Ref{}
+	for _, r := range m.Refs() {
+		e, _ := m.Entry(r)
+		tenants[e.Number] = r
+	}
+	sums := map[strayKey]uint64{}
+	for _, stray := range list {
+		if cluster, node, ok := nodeOf(m, stray.Pod); ok {
+			number := stray.Number
+			if _, known := tenants[number]; !known {
+				number = 0
+			}
+			sums[strayKey{cluster, node, number, tenant.FamilyOf(stray.Pod)}] += stray.Packets
+		}
+	}
+	var out []StrayLine
+	for k, packets := range sums {
+		l := StrayLine{Cluster: k.Cluster, Node: k.Node, Number: k.Number, Family: k.Family, Packets: packets}
+		if k.Number != 0 {
+			l.Tenant = tenants[k.Number]
+			e, _ := m.Entry(l.Tenant)
+			l.gateways = k.Family.Addrs(e.Record.GatewayIPs)
+		}
+		out = append(out, l)
+	}
+	slices.SortFunc(out, func(a, b StrayLine) int {
+		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Node, b.Node), cmp.Compare(a.Number, b.Number),
+			cmp.Compare(a.Family, b.Family))
+	})
+	return out
+}
+
+// strayKey is what packets past a link are summed by.
+type strayKey struct {
+	Cluster, Node string
+	Number        int
+	Family        tenant.Family
+}
+
+func nodeOf(m Memory, pod netip.Addr) (cluster, node string, ok bool) {
+	for cluster, c := range m.Clusters {
+		for name, n := range c.Nodes {
+			if slices.ContainsFunc(n.Subnets, func(p netip.Prefix) bool { return p.Contains(pod) }) {
+				return cluster, name, true
+			}
+		}
+	}
+	return "", "", false
+}
+
+// Problem holds no count: it must not change with every packet.
+func (l StrayLine) Problem() plan.Problem {
+	if l.Number == 0 {
+		return plan.Problem{Cluster: l.Cluster, Node: l.Node, Reason: ReasonStale, Message: fmt.Sprintf(
+			"node %s sends pods' traffic to the gateway VM itself instead of to a tenant's link; new connections are refused until it asks for the gateway IP again", l.Node)}
+	}
+	var ips []string
+	for _, a := range l.gateways {
+		ips = append(ips, a.String())
+	}
+	return plan.Problem{Cluster: l.Tenant.Cluster, Tenant: l.Tenant.Name, Reason: ReasonStale, Message: fmt.Sprintf(
+		"node %s has a wrong neighbour entry for gateway IP %s: its packets arrive past the tenant's link, and new connections from there are refused; it is being announced again",
+		l.Node, strings.Join(ips, " and "))}
+}
