@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -41,9 +42,12 @@ func (g *gatewayDriver) guardChain() (damage, error) {
 
 var savedRule = regexp.MustCompile(`^-A (\S+) (.*)$`)
 
+// tools are the commands of one family.
+func (g *gatewayDriver) tools() string { return []string{"iptables", "ip6tables"}[g.random.IntN(2)] }
+
 // rules returns what iptables-save shows: lines of "table rule".
-func (g *gatewayDriver) rules() ([][2]string, error) {
-	out, err := g.RunInGateway("iptables-save")
+func (g *gatewayDriver) rules(tool string) ([][2]string, error) {
+	out, err := g.RunInGateway(tool + "-save")
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +66,8 @@ func (g *gatewayDriver) rules() ([][2]string, error) {
 
 // chain empties one of the agent's iptables chains.
 func (g *gatewayDriver) chain() (damage, error) {
-	rules, err := g.rules()
+	tool := g.tools()
+	rules, err := g.rules(tool)
 	if err != nil {
 		return damage{}, err
 	}
@@ -78,14 +83,15 @@ func (g *gatewayDriver) chain() (damage, error) {
 		return damage{}, nil
 	}
 	table, name, _ := strings.Cut(chains[g.random.IntN(len(chains))], " ")
-	return damage{what: "the rules of a chain of table " + table, mayFail: true, command: fmt.Sprintf("iptables -w -t %s -F %s", table, name),
+	return damage{what: "the rules of a chain of table " + table, mayFail: true, command: fmt.Sprintf("%s -w -t %s -F %s", tool, table, name),
 		// Its last tenant may have left, and the chain with it.
-		healed: fmt.Sprintf("iptables -w -t %s -S %s | grep -q -e -A || ! iptables -w -t %s -S %s", table, name, table, name)}, nil
+		healed: fmt.Sprintf("%s -w -t %s -S %s | grep -q -e -A || ! %s -w -t %s -S %s", tool, table, name, tool, table, name)}, nil
 }
 
 // hook deletes a jump from a chain of the kernel's to one of the agent's.
 func (g *gatewayDriver) hook() (damage, error) {
-	rules, err := g.rules()
+	tool := g.tools()
+	rules, err := g.rules(tool)
 	if err != nil {
 		return damage{}, err
 	}
@@ -98,7 +104,7 @@ func (g *gatewayDriver) hook() (damage, error) {
 	r := rules[g.random.IntN(len(rules))]
 	rule := strings.TrimPrefix(r[1], "-A ")
 	return damage{what: "the jump from " + savedRule.FindStringSubmatch(r[1])[1] + " in table " + r[0],
-		command: fmt.Sprintf("iptables -w -t %s -D %s", r[0], rule), healed: fmt.Sprintf("iptables -w -t %s -C %s", r[0], rule)}, nil
+		command: fmt.Sprintf("%s -w -t %s -D %s", tool, r[0], rule), healed: fmt.Sprintf("%s -w -t %s -C %s", tool, r[0], rule)}, nil
 }
 
 // tenantLink returns a link of a tenant that has no long flow, or nothing.
@@ -148,15 +154,17 @@ func (g *gatewayDriver) linkDown() (damage, error) {
 func (g *gatewayDriver) egressAddress() (damage, error) {
 	var list []string
 	for _, m := range g.members[steadyTenants:] {
-		if t, ok := g.watcher.tenant(m.name); ok && t.EgressIP().IsValid() {
-			list = append(list, t.EgressIP().String())
+		if t, ok := g.watcher.tenant(m.name); ok {
+			for _, a := range t.Addresses() {
+				list = append(list, fmt.Sprintf("%s/%d", a, a.BitLen()))
+			}
 		}
 	}
 	if len(list) == 0 {
 		return damage{}, nil
 	}
 	return damage{what: "an egress address", mayFail: true,
-		command: "ip address delete " + list[g.random.IntN(len(list))] + "/32 dev enp7s0"}, nil
+		command: "ip address delete " + list[g.random.IntN(len(list))] + " dev enp7s0"}, nil
 }
 
 // route deletes the way back to a node's pods: all tenants miss it.
@@ -165,7 +173,11 @@ func (g *gatewayDriver) route() (damage, error) {
 	if !ok {
 		return damage{}, nil
 	}
-	subnet := node.Subnet.String()
-	return damage{what: "the route to a node's pods", command: "ip route delete " + subnet + " proto 97",
-		healed: "ip route show " + subnet + " proto 97 | grep -q via", interrupts: true}, nil
+	subnet := []netip.Prefix{node.Subnet, node.Subnet6}[g.random.IntN(2)].String()
+	family := "-4"
+	if strings.Contains(subnet, ":") {
+		family = "-6"
+	}
+	return damage{what: "the route to a node's pods", command: "ip " + family + " route delete " + subnet + " proto 97",
+		healed: "ip " + family + " route show " + subnet + " proto 97 | grep -q via", interrupts: true}, nil
 }

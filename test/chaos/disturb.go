@@ -215,7 +215,13 @@ func (c *clusterDriver) move(ctx context.Context) error {
 	if m.annotated && c.random.IntN(2) == 0 {
 		return c.ask(ctx, m, "")
 	}
-	return c.ask(ctx, m, nth(churnBase, c.opts.Tenants+c.random.IntN(spare)))
+	// Of the family that is not named the tenant keeps what it has.
+	bases := [][]string{{churnBase}, {churnBase6}, {churnBase, churnBase6}}[c.random.IntN(3)]
+	var list []string
+	for _, base := range bases {
+		list = append(list, nth(base, c.opts.Tenants+c.random.IntN(spare)))
+	}
+	return c.ask(ctx, m, join(list))
 }
 
 // node lets a third node come, with pods of some tenants, or go.
@@ -234,7 +240,7 @@ func (c *clusterDriver) node(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		list = append(list, c.address(m, p))
+		list = append(list, voices(m, p)...)
 	}
 	sending, stop := context.WithCancel(ctx)
 	c.node3 = &joined{stop, startSender(sending, c.Lab, name, list, c.random.Uint64())}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -52,13 +53,14 @@ func (g *gatewayDriver) stale(ctx context.Context) error {
 			mac = nobody
 		}
 		t, ok := g.watcher.tenant(m.name)
-		if !ok || !t.GatewayIP().IsValid() {
+		ip := []netip.Addr{t.GatewayIP(), t.GatewayIP6()}[g.random.IntN(2)]
+		if !ok || !ip.IsValid() {
 			continue
 		}
-		if err := g.PoisonNeighbour(node, t.GatewayIP(), mac); err != nil {
+		if err := g.PoisonNeighbour(node, ip, mac); err != nil {
 			return err
 		}
-		heal = append(heal, func() error { return g.HealNeighbour(node, t.GatewayIP()) })
+		heal = append(heal, func() error { return g.HealNeighbour(node, ip) })
 	}
 	pause(ctx, g.between(100*time.Millisecond, 2*time.Second))
 	for _, f := range heal {

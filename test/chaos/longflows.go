@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,23 +30,24 @@ func (w *world) startLongFlows(ctx context.Context) ([]longFlow, error) {
 	var flows []longFlow
 	for _, m := range w.members[:longFlowsOf] {
 		for i, p := range m.pods {
-			to := w.address(m, p).to.String()
 			// The route of a pod may lag behind the tenant's condition.
-			if err := w.awaitAnswer(ctx, m, i); err != nil {
+			if err := w.awaitAnswers(ctx, m, i); err != nil {
 				return nil, err
 			}
-			udp, err := p.DialUDP(to)
-			if err != nil {
-				return nil, err
+			for _, v := range voices(m, p) {
+				udp, err := p.DialUDP(v.to.String())
+				if err != nil {
+					return nil, err
+				}
+				tcp, err := p.DialTCP(ctx, v.to.String())
+				if err != nil {
+					return nil, err
+				}
+				name := fmt.Sprintf("of %s on %s to %s", m.name, p.Node, v.to)
+				flows = append(flows,
+					longFlow{name: "UDP " + name, flow: scenario.StartUDP(ctx, udp, longInterval)},
+					longFlow{name: "TCP " + name, tcp: true, flow: scenario.StartTCP(ctx, tcp, longInterval)})
 			}
-			tcp, err := p.DialTCP(ctx, to)
-			if err != nil {
-				return nil, err
-			}
-			name := fmt.Sprintf("of %s on %s", m.name, p.Node)
-			flows = append(flows,
-				longFlow{name: "UDP " + name, flow: scenario.StartUDP(ctx, udp, longInterval)},
-				longFlow{name: "TCP " + name, tcp: true, flow: scenario.StartTCP(ctx, tcp, longInterval)})
 		}
 	}
 	for _, f := range flows {
@@ -59,14 +61,23 @@ func (w *world) startLongFlows(ctx context.Context) ([]longFlow, error) {
 	return flows, nil
 }
 
-// awaitAnswer asks the tenant's port of the outside server from one of its pods
-// until there is an answer, which has to name the tenant's egress IP.
-func (w *world) awaitAnswer(ctx context.Context, m *member, pod int) error {
+// awaitAnswers asks the tenant's port of the outside server from one of its pods,
+// over each family, until there is an answer that names the tenant's egress IP.
+func (w *world) awaitAnswers(ctx context.Context, m *member, pod int) error {
+	for _, v := range voices(m, m.pods[pod]) {
+		if err := w.awaitAnswer(ctx, m, m.pods[pod], v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *world) awaitAnswer(ctx context.Context, m *member, p *lab.Pod, v speaker) error {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	asked := 0
-	return scenario.Until(ctx, fmt.Sprintf("an answer to %s", m.pods[pod]), func(ctx context.Context) (bool, error) {
-		c, err := m.pods[pod].DialUDP(w.address(m, m.pods[pod]).to.String())
+	return scenario.Until(ctx, fmt.Sprintf("an answer from %s to %s", v.to, p), func(ctx context.Context) (bool, error) {
+		c, err := p.DialUDP(v.to.String())
 		if err != nil {
 			return false, err
 		}
@@ -82,8 +93,8 @@ func (w *world) awaitAnswer(ctx context.Context, m *member, pod int) error {
 		if err != nil || !found {
 			return false, err
 		}
-		if source.Addr() != t.EgressIP() {
-			return false, fmt.Errorf("seen as %s, want %s", source.Addr(), t.EgressIP())
+		if !slices.Contains(t.Addresses(), source.Addr()) {
+			return false, fmt.Errorf("seen as %s, want one of %v", source.Addr(), t.Addresses())
 		}
 		return true, nil
 	})
@@ -103,25 +114,33 @@ func (w *world) settled(ctx context.Context) error {
 		w.fault("%v", err)
 		return nil
 	}
-	owner := map[netip.Addr]string{}
+	owner, present := map[netip.Addr]string{}, 0
 	for i, m := range w.members {
 		if !m.present {
 			continue
 		}
-		if err := w.awaitAnswer(ctx, m, i%len(m.pods)); err != nil {
+		if err := w.awaitAnswers(ctx, m, i%len(m.pods)); err != nil {
 			w.fault("%v", err)
 		}
 		t, _, err := w.Tenant(ctx, m.name)
 		if err != nil {
 			return err
 		}
-		if other := owner[t.EgressIP()]; other != "" {
-			w.fault("%s and %s both have %s", other, m.name, t.EgressIP())
+		for _, a := range t.Addresses() {
+			if other := owner[a]; other != "" {
+				w.fault("%s and %s both have %s", other, m.name, a)
+			}
+			owner[a] = m.name
 		}
-		owner[t.EgressIP()] = m.name
+		present++
 	}
-	w.leftovers(len(owner))
+	w.leftovers(present)
 	return w.leftConnections(ctx)
+}
+
+// ofPods tells the reply's destination of a connection that is not translated.
+func ofPods(a netip.Addr) bool {
+	return netip.MustParsePrefix(lab.PodNetworks).Contains(a) || netip.MustParsePrefix(lab.PodNetworks6).Contains(a)
 }
 
 var connection = regexp.MustCompile(`dport=(\d+) .*?dst=(\S+) `)
@@ -133,9 +152,13 @@ func (w *world) leftConnections(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := w.RunInGateway("conntrack", "-L")
-	if err != nil {
-		return err
+	out := ""
+	for _, family := range []string{"ipv4", "ipv6"} {
+		more, err := w.RunInGateway("conntrack", "-L", "-f", family)
+		if err != nil {
+			return err
+		}
+		out += more
 	}
 	var left []string
 	for line := range strings.Lines(out) {
@@ -144,8 +167,9 @@ func (w *world) leftConnections(ctx context.Context) error {
 			continue
 		}
 		port, err := strconv.Atoi(found[1])
-		if n := port - firstPort; err == nil && n >= 0 && n < len(w.members) && found[2] != tenants[memberName(n)].EgressIP().String() &&
-			!w.members[n].pods[0].Address.Is6() && !strings.HasPrefix(found[2], "10.") {
+		back, err2 := netip.ParseAddr(found[2])
+		if n := port - firstPort; err == nil && err2 == nil && n >= 0 && n < len(w.members) && !ofPods(back) &&
+			!slices.Contains(tenants[memberName(n)].Addresses(), back) {
 			left = append(left, strings.TrimSpace(line))
 		}
 	}

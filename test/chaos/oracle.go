@@ -73,7 +73,9 @@ func (r *recorder) see(p lab.Packet) {
 }
 
 // ownAddresses are those of the gateway VM on the external NIC.
-func ownAddresses() []netip.Addr { return []netip.Addr{netip.MustParseAddr(lab.GatewayExternal)} }
+func ownAddresses() []netip.Addr {
+	return []netip.Addr{netip.MustParseAddr(lab.GatewayExternal), netip.MustParseAddr(lab.GatewayExternal6)}
+}
 
 // parsed is what a packet says about itself.
 type parsed struct {

@@ -48,7 +48,7 @@ const (
 	// steadyTenants are never touched but by stale neighbour entries, which a
 	// translated flow has to survive. The first few of them have long flows.
 	steadyTenants = 10
-	longFlowsOf   = 6
+	longFlowsOf   = 4
 	longInterval  = 20 * time.Millisecond
 
 	steadyPool, churnPool = "steady", "churn"
@@ -110,7 +110,7 @@ func chaos(ctx context.Context, o options) (_ result, err error) {
 	defer func() { err = errors.Join(err, restore()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	sw, err := scenario.NewWorld(ctx, scenario.WorldOptions{Name: o.Name, Dir: o.Dir, BinDir: o.BinDir, Root: o.Root, NodeDefaultViaGateway: true})
+	sw, err := scenario.NewWorld(ctx, scenario.WorldOptions{Name: o.Name, Dir: o.Dir, BinDir: o.BinDir, Root: o.Root, NodeDefaultViaGateway: true, DualStack: true})
 	if err != nil {
 		return result{}, err
 	}
@@ -186,12 +186,16 @@ func (w *world) disturbed(ctx context.Context) (_ []longFlow, err error) {
 func (w *world) prepare(ctx context.Context) error {
 	n := w.opts.Tenants
 	for _, p := range []scenario.Pool{
-		{Name: steadyPool, EgressRanges: []string{scenario.IPRange("192.168.16.1", steadyTenants)}, GatewayRanges: []string{scenario.IPRange("192.168.104.1", steadyTenants)}},
+		{Name: steadyPool,
+			EgressRanges:  []string{span("192.168.16.1", steadyTenants), span("2001:db8:55::1:0", steadyTenants)},
+			GatewayRanges: []string{span("192.168.104.1", steadyTenants), span("fd00:99::1:0", steadyTenants)}},
 		// No quarantine: an egress IP that is released has its next holder as soon
 		// as the product allows. Gateway IPs rest for two minutes at least, so there
 		// have to be many.
-		{Name: churnPool, EgressRanges: []string{scenario.IPRange(churnBase, n+spare)}, GatewayRanges: []string{scenario.IPRange("192.168.108.1", 8*n)},
-			Spec: map[string]any{"quarantine": "0s"}},
+		{Name: churnPool,
+			EgressRanges:  []string{span(churnBase, n+spare), span(churnBase6, n+spare)},
+			GatewayRanges: []string{span("192.168.108.1", 8*n), span("fd00:99::2:0", 8*n)},
+			Spec:          map[string]any{"quarantine": "0s"}},
 	} {
 		if err := w.CreatePool(ctx, p); err != nil {
 			return err
@@ -226,13 +230,19 @@ func (w *world) prepare(ctx context.Context) error {
 	return nil
 }
 
-const churnBase = "192.168.20.1"
+const (
+	churnBase  = "192.168.20.1"
+	churnBase6 = "2001:db8:55::2:0"
+)
+
+// span is the range of n addresses that begins with from.
+func span(from string, n int) string { return from + "-" + nth(from, n-1) }
 
 // startEcho starts the servers that the tenants send to, one port for each.
 func (w *world) startEcho(ctx context.Context) (chan error, error) {
 	var s *outside.Server
 	err := namespace.Do(w.Namespace(lab.PartExternal), func() (err error) {
-		s, err = outside.ListenEcho(lab.Server, firstPort, w.opts.Tenants)
+		s, err = outside.ListenEcho(firstPort, w.opts.Tenants, lab.Server, lab.Server6)
 		return err
 	})
 	if err != nil {
@@ -298,15 +308,19 @@ func (w *world) allReady(ctx context.Context) error {
 	})
 }
 
-func (w *world) address(m *member, p *lab.Pod) speaker {
-	to := netip.AddrPortFrom(netip.MustParseAddr(lab.Server), uint16(firstPort+m.number))
-	return speaker{p.Address, to}
+// voices are the addresses of a pod, and where it sends to from each.
+func voices(m *member, p *lab.Pod) []speaker {
+	port := uint16(firstPort + m.number)
+	return []speaker{
+		{p.Address, netip.AddrPortFrom(netip.MustParseAddr(lab.Server), port)},
+		{p.Address6, netip.AddrPortFrom(netip.MustParseAddr(lab.Server6), port)},
+	}
 }
 
 func (w *world) speakers(node int) []speaker {
 	var out []speaker
 	for _, m := range w.members {
-		out = append(out, w.address(m, m.pods[node]))
+		out = append(out, voices(m, m.pods[node])...)
 	}
 	return out
 }

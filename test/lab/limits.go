@@ -11,8 +11,8 @@ import (
 )
 
 // RaiseNeighbourLimits makes room for labs with more than some hundred tenants:
-// the kernel counts the neighbours of all namespaces together, and drops
-// packets beyond 1024. This is a setting of the machine, the only one that the
+// the kernel counts the neighbours of all namespaces together, by family, and
+// drops packets beyond 1024. This is a setting of the machine, the only one that the
 // lab touches, so the caller asks for it, and calls restore at the end.
 func RaiseNeighbourLimits() (restore func() error, err error) {
 	const limit = 65536
@@ -25,8 +25,8 @@ func RaiseNeighbourLimits() (restore func() error, err error) {
 		return errors.Join(errs...)
 	}
 	// The highest first: the kernel wants them in order.
-	for i := 3; i > 0; i-- {
-		path := fmt.Sprintf("/proc/sys/net/ipv4/neigh/default/gc_thresh%d", i)
+	for i := range 6 {
+		path := fmt.Sprintf("/proc/sys/net/ipv%d/neigh/default/gc_thresh%d", 4+i/3*2, 3-i%3)
 		old, err := os.ReadFile(path)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("raise neighbour limit: %w", err), restore())

@@ -91,12 +91,11 @@ func LargeDualPool(name string, n int) Pool {
 // LargePool has room for n tenants, out of the way of the lab's machines.
 func LargePool(name string, n int) Pool {
 	return Pool{Name: name,
-		EgressRanges:  []string{IPRange("192.168.16.1", n)},
-		GatewayRanges: []string{IPRange("192.168.104.1", n)}}
+		EgressRanges:  []string{ipRange("192.168.16.1", n)},
+		GatewayRanges: []string{ipRange("192.168.104.1", n)}}
 }
 
-// IPRange is the range of n IPv4 addresses that begins with from.
-func IPRange(from string, n int) string {
+func ipRange(from string, n int) string {
 	first := netip.MustParseAddr(from)
 	b := first.As4()
 	v := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])

@@ -69,10 +69,11 @@ func (s *Server) listenEcho(addr string, echoPort int) error {
 }
 
 // ListenEcho opens the echo services alone, TCP and UDP, on a range of ports of
-// one address: whoever reads the wire can tell by the port whom a packet is of.
-func ListenEcho(addr string, firstPort, count int) (*Server, error) {
+// each address: whoever reads the wire can tell by the port whom a packet is of.
+func ListenEcho(firstPort, count int, addrs ...string) (*Server, error) {
 	s := &Server{}
-	for port := firstPort; port < firstPort+count; port++ {
+	for i := range count * len(addrs) {
+		addr, port := addrs[i%len(addrs)], firstPort+i/len(addrs)
 		if err := s.listenEcho(addr, port); err != nil {
 			return nil, errors.Join(fmt.Errorf("listen on %s port %d: %w", addr, port, err), s.Close())
 		}
