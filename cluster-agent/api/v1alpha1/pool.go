@@ -57,6 +57,16 @@ type EgressPoolSpec struct {
 	// Disabled stops new allocations. Existing ones stay as they are.
 	// +optional
 	Disabled bool `json:"disabled,omitempty"`
+	// AddressesPerTenant is how many egress addresses a tenant gets of each IP
+	// family when it is allocated, unless it asks for exact ones. The gateway
+	// shares its pods out among them: a pod leaves with one of them only. More
+	// of them multiply the source ports towards one destination, 64512 for each.
+	// A change applies to tenants that are allocated later.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=16
+	AddressesPerTenant int32 `json:"addressesPerTenant,omitempty"`
 	// NamespaceSelector limits which namespaces may request from the pool. None
 	// means all. It is asked when a tenant is allocated; to take an address
 	// away, remove the namespace's label.

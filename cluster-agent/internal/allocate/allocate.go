@@ -85,8 +85,9 @@ func (p *Pool) Take(a netip.Addr, t Taken) {
 type Request struct {
 	Tenant string
 	// Egress are the exact egress addresses asked for; a family of which none is
-	// given gets one address, if the pool has the family.
+	// given gets Count addresses (0 counts as 1), if the pool has the family.
 	Egress []netip.Addr
+	Count  int
 	// Have is what the tenant holds from this pool. What fits the request stays.
 	Have Grant
 }
@@ -121,7 +122,7 @@ func (p *Pool) Allocate(r Request) (Grant, *Refusal) {
 		}
 		gateway, ok := f.First(r.Have.Gateway)
 		if !ok {
-			gateway, ok = p.any(p.Gateway, f, r.Tenant)
+			gateway, ok = p.any(p.Gateway, f, r.Tenant, nil)
 		}
 		if !ok {
 			return Grant{}, p.exhausted(p.Gateway, f, ReasonGatewayAddressesExhausted, "gateway")
@@ -139,16 +140,25 @@ func (p *Pool) Allocate(r Request) (Grant, *Refusal) {
 
 // egress chooses the egress addresses of one family.
 func (p *Pool) egress(f tenant.Family, r Request) ([]netip.Addr, *Refusal) {
-	asked, have := f.Addrs(r.Egress), f.Addrs(r.Have.Egress)
+	asked, have, count := f.Addrs(r.Egress), f.Addrs(r.Have.Egress), max(r.Count, 1)
 	if len(asked) == 0 && len(have) > 0 {
-		return have[:1], nil // more than one is only given when asked for
+		return have[:min(len(have), count)], nil
 	}
 	if len(asked) == 0 {
-		a, ok := p.any(p.Egress, f, r.Tenant)
-		if !ok {
-			return nil, p.exhausted(p.Egress, f, ReasonPoolExhausted, "egress")
+		var out []netip.Addr
+		for range count {
+			a, ok := p.any(p.Egress, f, r.Tenant, out)
+			if !ok {
+				refusal := p.exhausted(p.Egress, f, ReasonPoolExhausted, "egress")
+				if len(out) > 0 {
+					refusal.Message = fmt.Sprintf("the tenant needs %d addresses, of which %d are there: %s", count, len(out), refusal.Message)
+				}
+				return nil, refusal
+			}
+			out = append(out, a)
 		}
-		return []netip.Addr{a}, nil
+		slices.SortFunc(out, netip.Addr.Compare)
+		return out, nil
 	}
 	for _, a := range asked {
 		if refusal := p.asked(a, r.Tenant, have); refusal != nil {
@@ -179,12 +189,12 @@ func (p *Pool) asked(a netip.Addr, name string, have []netip.Addr) *Refusal {
 	}
 }
 
-// any returns an address of family f for a tenant that asks for none: one that
-// is set aside for it, else the lowest free one.
-func (p *Pool) any(set iprange.Set, f tenant.Family, name string) (netip.Addr, bool) {
+// any returns an address of family f, but none of those in not, for a tenant that
+// asks for none: one that is set aside for it, else the lowest free one.
+func (p *Pool) any(set iprange.Set, f tenant.Family, name string, not []netip.Addr) (netip.Addr, bool) {
 	for _, use := range []Use{Reserved, Resting} {
 		for _, a := range f.Addrs(p.owned[name]) {
-			if t := p.taken[a]; t.Use == use && t.Tenant == name && set.Usable(a) {
+			if t := p.taken[a]; t.Use == use && t.Tenant == name && set.Usable(a) && !slices.Contains(not, a) {
 				return a, true
 			}
 		}
@@ -194,29 +204,36 @@ func (p *Pool) any(set iprange.Set, f tenant.Family, name string) (netip.Addr, b
 		if r.Family() != f {
 			continue
 		}
-		if a, ok := p.lowest(r); ok && (!best.IsValid() || a.Less(best)) {
+		if a, ok := p.lowest(r, not); ok && (!best.IsValid() || a.Less(best)) {
 			best = a
 		}
 	}
 	return best, best.IsValid()
 }
 
-// lowest returns the lowest free address of r. It goes on where it ended last
-// time: in one pool nothing becomes free again, so that a batch of requests
-// walks over the taken ones once.
-func (p *Pool) lowest(r iprange.Range) (netip.Addr, bool) {
+// lowest returns the lowest free address of r that is not in not. It goes on
+// where it ended last time: in one pool nothing becomes free again, so that a
+// batch of requests walks over the taken ones once.
+func (p *Pool) lowest(r iprange.Range, not []netip.Addr) (netip.Addr, bool) {
 	a, ok := p.next[r.Low()]
 	if !ok {
 		a = r.Low()
 	}
+	first := true // what not holds is free for others, so the walk goes on there
 	for a.IsValid() && r.Usable(a) {
 		if _, taken := p.taken[a]; !taken && tenant.ValidateAddr(a) == nil {
-			p.next[r.Low()] = a
-			return a, true
+			if first {
+				p.next[r.Low()], first = a, false
+			}
+			if !slices.Contains(not, a) {
+				return a, true
+			}
 		}
 		a = a.Next()
 	}
-	p.next[r.Low()] = a
+	if first {
+		p.next[r.Low()] = a
+	}
 	return netip.Addr{}, false
 }
 

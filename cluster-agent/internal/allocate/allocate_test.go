@@ -53,6 +53,7 @@ func TestAllocate(t *testing.T) {
 		egress, gateway []string
 		taken           []taken
 		ask             string
+		count           int
 		have            allocate.Grant
 		want, hops      string
 		reason          string
@@ -87,6 +88,14 @@ func TestAllocate(t *testing.T) {
 			taken: []taken{{"10.0.0.1", "b", allocate.Held}}, reason: allocate.ReasonGatewayAddressesExhausted},
 		{name: "what it has stays, also outside of the pool", egress: []string{v4}, gateway: []string{g4},
 			have: allocate.Grant{Egress: addrs("203.0.113.9"), Gateway: addrs("10.9.9.9")}, want: "203.0.113.9", hops: "10.9.9.9"},
+		{name: "several for each tenant", egress: []string{v4, v6}, gateway: []string{g4, g6}, count: 2, want: "192.0.2.1 192.0.2.2 2001:db8::1 2001:db8::2", hops: "10.0.0.1 fd00::1"},
+		{name: "several, what is set aside first, in order", egress: []string{v4}, gateway: []string{g4}, count: 2,
+			taken: []taken{{"192.0.2.1", "b", allocate.Held}, {"192.0.2.3", "a", allocate.Resting}}, want: "192.0.2.2 192.0.2.3", hops: "10.0.0.1"},
+		{name: "several, of which some are there", egress: []string{v4}, gateway: []string{g4}, count: 5, reason: allocate.ReasonPoolExhausted},
+		{name: "several from several ranges", egress: []string{"192.0.2.1-192.0.2.1", "192.0.2.4-192.0.2.4"}, gateway: []string{g4}, count: 2, want: "192.0.2.1 192.0.2.4", hops: "10.0.0.1"},
+		{name: "what it has is not made more", egress: []string{v4}, gateway: []string{g4}, count: 3,
+			have: allocate.Grant{Egress: addrs("192.0.2.2"), Gateway: addrs("10.0.0.3")}, want: "192.0.2.2", hops: "10.0.0.3"},
+		{name: "exact ones instead of several", egress: []string{v4}, gateway: []string{g4}, count: 3, ask: "192.0.2.2", want: "192.0.2.2", hops: "10.0.0.1"},
 		{name: "another egress address, the same next hop", egress: []string{v4}, gateway: []string{g4}, ask: "192.0.2.3",
 			have: allocate.Grant{Egress: addrs("192.0.2.2"), Gateway: addrs("10.0.0.3")}, want: "192.0.2.3", hops: "10.0.0.3"},
 	} {
@@ -95,7 +104,7 @@ func TestAllocate(t *testing.T) {
 			for _, x := range c.taken {
 				p.Take(netip.MustParseAddr(x.addr), allocate.Taken{Use: x.use, Tenant: x.tenant})
 			}
-			g, refusal := p.Allocate(allocate.Request{Tenant: "a", Egress: addrs(c.ask), Have: c.have})
+			g, refusal := p.Allocate(allocate.Request{Tenant: "a", Egress: addrs(c.ask), Count: c.count, Have: c.have})
 			if c.reason != "" {
 				if refusal == nil || refusal.Reason != c.reason || !strings.Contains(refusal.Message, ";") {
 					t.Fatalf("got %v, %+v; want %s and a remedy", g, refusal, c.reason)
@@ -162,5 +171,25 @@ func TestSatisfies(t *testing.T) {
 		if got := allocate.Satisfies(allocate.Grant{Egress: addrs(c.have)}, addrs(c.asked)); got != c.want {
 			t.Errorf("has %q, asked for %q: %t, want %t", c.have, c.asked, got, c.want)
 		}
+	}
+}
+
+// TestSeveralOfManyTenants: a refusal takes nothing, and no address is given
+// twice or left out.
+func TestSeveralOfManyTenants(t *testing.T) {
+	p := allocate.NewPool("public", set(t, "192.0.2.1-192.0.2.10"), set(t, "10.0.0.1-10.0.0.9"))
+	var got []string
+	for i, count := range []int{3, 3, 5, 4, 1} {
+		g, refusal := p.Allocate(allocate.Request{Tenant: fmt.Sprint("t", i), Count: count})
+		if refusal != nil {
+			got = append(got, refusal.Reason)
+			continue
+		}
+		got = append(got, text(g.Egress))
+	}
+	want := []string{"192.0.2.1 192.0.2.2 192.0.2.3", "192.0.2.4 192.0.2.5 192.0.2.6", allocate.ReasonPoolExhausted,
+		"192.0.2.7 192.0.2.8 192.0.2.9 192.0.2.10", allocate.ReasonPoolExhausted}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

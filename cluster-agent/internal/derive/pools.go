@@ -20,6 +20,7 @@ import (
 type Pool struct {
 	Name, Group string
 	Disabled    bool
+	PerTenant   int // egress addresses of each family that a new tenant gets
 	// Egress and Gateway are all good ranges; UsableEgress and UsableGateway
 	// those that may be allocated from, which have no conflict.
 	Egress, Gateway             iprange.Set
@@ -47,7 +48,7 @@ type holder struct {
 func derivePools(in Input, nodeAddresses []holder) map[string]Pool {
 	pools := make(map[string]Pool, len(in.Pools))
 	for _, obj := range in.Pools {
-		p := Pool{Name: obj.Name, Group: obj.Spec.GatewayGroup, Disabled: obj.Spec.Disabled}
+		p := Pool{Name: obj.Name, Group: obj.Spec.GatewayGroup, Disabled: obj.Spec.Disabled, PerTenant: int(max(obj.Spec.AddressesPerTenant, 1))}
 		if p.Group == "" {
 			p.Group = "default"
 		}

@@ -107,7 +107,7 @@ func (p *pass) reserve(led *ledger, s *v1alpha1.EgressPoolStatus, wants []*want,
 			p.again = true
 			return
 		}
-		req := allocate.Request{Tenant: w.Name, Egress: w.Ask}
+		req := allocate.Request{Tenant: w.Name, Egress: w.Ask, Count: state.PerTenant}
 		if w.HavePool == w.Pool {
 			req.Have = w.Have
 		}

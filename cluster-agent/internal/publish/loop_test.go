@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 
 	"egress-gateway.io/cluster-agent/api/v1alpha1"
 	"egress-gateway.io/shared/tenant"
@@ -334,4 +335,28 @@ func TestConflicts(t *testing.T) {
 	}
 	w.must(w.dynamic.Resource(poolsResource()).Delete(w.ctx, "second", metav1.DeleteOptions{}))
 	w.allocated("conflict-first")
+}
+
+// TestSeveralAddresses: a tenant gets as many as its pool says; the route stays
+// one hop; a later change of the pool leaves it alone.
+func TestSeveralAddresses(t *testing.T) {
+	w := newWorld(t)
+	w.node("node1", "10.128.0.0/23", "192.168.99.21")
+	w.pool("several", "192.168.57.1-192.168.57.9", "192.168.98.1-192.168.98.9", func(p *v1alpha1.EgressPool) { p.Spec.AddressesPerTenant = 3 })
+	w.start(nil)
+	w.ask("three", "several")
+	three := w.allocated("three")
+	if d := cmp.Diff([]v1alpha1.Address{"192.168.57.1", "192.168.57.2", "192.168.57.3"}, three.Spec.EgressIPs); d != "" || len(three.Spec.GatewayIPs) != 1 {
+		t.Errorf("%v %s", three.Spec.GatewayIPs, d)
+	}
+	w.routed("three")
+	_, err := w.dynamic.Resource(poolsResource()).Patch(w.ctx, "several", types.MergePatchType, []byte(`{"spec":{"addressesPerTenant":2}}`), metav1.PatchOptions{})
+	w.must(err)
+	w.ask("two", "several")
+	if two := w.allocated("two"); len(two.Spec.EgressIPs) != 2 {
+		t.Errorf("two has %v", two.Spec.EgressIPs)
+	}
+	if now := w.tenant("three"); len(now.Spec.EgressIPs) != 3 {
+		t.Errorf("three has %v after a change of the pool", now.Spec.EgressIPs)
+	}
 }

@@ -4,6 +4,7 @@ package kernel_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 
 	"egress-gateway.io/gateway-agent/internal/flows"
 	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
 )
 
@@ -203,4 +205,36 @@ func processorTime(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// TestSeveralAddresses: a tenant with three egress IPs shares its pods out among
+// them; each pod keeps its own.
+func TestSeveralAddresses(t *testing.T) {
+	eachBackend(t, func(t *testing.T, l *lab) {
+		in := l.input()
+		three := []string{blue, "192.168.55.115", "192.168.55.116"}
+		in.Tenants[0].EgressIPs = addrs(three...)
+		l.serve(in)
+		for i, want := range []string{three[0], three[1], three[2], three[0]} { // by the low two bits
+			pod := fmt.Sprintf("10.128.0.%d", 100+i)
+			l.pod(l.node1, pod, "192.168.99.13")
+			for range 3 {
+				expect(t, l.node1, pod, want)
+			}
+		}
+		expect(t, l.node1, "10.128.0.11", red)
+
+		// One address less: nobody leaves with it any more, the others stay.
+		long := l.dial(t, l.node1, "udp", "10.128.0.101")
+		if got, err := nettest.Ask(long); got != three[1] {
+			t.Fatal(got, err)
+		}
+		in.Tenants[0].EgressIPs = addrs(three[0], three[1])
+		l.serve(in)
+		if got, err := nettest.Ask(long); got != three[1] {
+			t.Errorf("a flow whose address stays: %q, %v", got, err)
+		}
+		expect(t, l.node1, "10.128.0.102", three[0])
+		l.clean(append(three, red)...)
+	})
 }

@@ -114,7 +114,7 @@ func (w *PortWatch) problems(tenants owners) []plan.Problem {
 			continue
 		}
 		ref, known := tenants.byEgress[t.Egress]
-		whose, remedy := "egress IP", "give the tenant more egress addresses (annotation egress-gateway.io/egress-ips, or addressesPerTenant of its pool), or let the application keep its connections"
+		whose, remedy := "egress IP", "give the tenant more egress addresses (several in the annotation egress-gateway.io/egress-ips), or let the application keep its connections"
 		switch {
 		case !known && !slices.Contains(w.Snapshot().Addresses, t.Egress):
 			continue // of a tenant that has gone, or lost the address
