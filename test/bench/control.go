@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"egress-gateway.io/test/bench/datapath"
 	"egress-gateway.io/test/lab"
 	"egress-gateway.io/test/scenario"
 )
@@ -53,7 +54,7 @@ func (b *bench) control(ctx context.Context) error {
 	b.add("one more tenant: ratio of the medians, among many to alone", b.o.tenants, float64(percentile(many, 50))/float64(percentile(few, 50)), "", 0)
 
 	for _, name := range []string{"cluster-agent", lab.GatewayAgentName} {
-		rss, err := residentMiB(b.w.Process(name).PID)
+		rss, err := datapath.ResidentMiB(b.w.Process(name).PID)
 		if err != nil {
 			return err
 		}
@@ -257,19 +258,4 @@ func percentile(d []time.Duration, p int) time.Duration {
 	s := slices.Clone(d)
 	slices.Sort(s)
 	return s[min(len(s)-1, len(s)*p/100)]
-}
-
-// residentMiB is a process's resident set.
-func residentMiB(pid int) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
-			kib, err := strconv.Atoi(f[1])
-			return float64(kib) / 1024, err
-		}
-	}
-	return 0, errors.New("no VmRSS of process " + strconv.Itoa(pid))
 }

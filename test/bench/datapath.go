@@ -11,49 +11,83 @@ import (
 	"os"
 	"path/filepath"
 	"text/tabwriter"
+	"time"
 
 	"egress-gateway.io/test/bench/datapath"
 )
 
 // datapath measures the data path and writes table, JSON and plot.
-func (o *options) datapath(ctx context.Context) (err error) {
+func (o *options) datapath(ctx context.Context) error {
+	return o.inDir(func(dir, agent string) error {
+		rows, err := datapath.Run(ctx, datapath.Options{
+			Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr,
+		})
+		if err != nil {
+			return err
+		}
+		text, err := json.MarshalIndent(rows, "", "  ")
+		if err != nil {
+			return err
+		}
+		base := filepath.Join(o.out, "datapath")
+		if err := os.MkdirAll(o.out, 0o755); err != nil {
+			return err
+		}
+		if err := errors.Join(os.WriteFile(base+".json", append(text, '\n'), 0o644), datapath.Plot(rows, base)); err != nil {
+			return err
+		}
+		if err := table(os.Stdout, rows); err != nil {
+			return err
+		}
+		fmt.Printf("written to %[1]s.json, %[1]s.svg, %[1]s.png\n", base)
+		return nil
+	})
+}
+
+// programming measures how fast the agent programs, and what it costs idle.
+func (o *options) programming(ctx context.Context) error {
+	return o.inDir(func(dir, agent string) error {
+		nats, err := filepath.Abs(filepath.Join(o.root, "build/bin/nats-server"))
+		if err != nil {
+			return err
+		}
+		n := o.counts[0]
+		p, err := datapath.Program(ctx, datapath.Options{Agent: agent, Dir: dir, Log: os.Stderr}, n, o.samples, nats)
+		if err != nil {
+			return err
+		}
+		b := &bench{o: *o}
+		b.add("all tenants from an empty kernel to the last one's first connection", n, p.FromEmpty.Seconds(), "s", 4)
+		for _, c := range []struct {
+			name string
+			took []time.Duration
+		}{{"added", p.Added}, {"removed", p.Gone}} {
+			b.add("one tenant "+c.name+", from record to kernel, p50", n, ms(percentile(c.took, 50)), "ms", 0)
+			b.add("one tenant "+c.name+", from record to kernel, p99", n, ms(percentile(c.took, 99)), "ms", 30)
+		}
+		b.add("observe and compare", n, ms(p.Pass), "ms", 300)
+		b.add("idle agent, of one processor", n, 100*p.IdleCPU, "%", 1)
+		b.add("idle agent, resident", n, p.IdleMiB, "MiB", 96)
+		return b.write("programming.json")
+	})
+}
+
+// inDir runs f with a directory for logs, which stays if it fails, and with
+// the agent's path.
+func (o *options) inDir(f func(dir, agent string) error) error {
 	dir, err := os.MkdirTemp("", "egress-gateway-bench-")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err == nil {
-			err = os.RemoveAll(dir)
-		} else {
-			fmt.Fprintln(os.Stderr, "bench: logs are kept in", dir)
-		}
-	}()
 	agent, err := filepath.Abs(filepath.Join(o.root, "build/bin/gateway-agent"))
+	if err == nil {
+		err = f(dir, agent)
+	}
 	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench: logs are kept in", dir)
 		return err
 	}
-	rows, err := datapath.Run(ctx, datapath.Options{
-		Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr,
-	})
-	if err != nil {
-		return err
-	}
-	text, err := json.MarshalIndent(rows, "", "  ")
-	if err != nil {
-		return err
-	}
-	base := filepath.Join(o.out, "datapath")
-	if err := os.MkdirAll(o.out, 0o755); err != nil {
-		return err
-	}
-	if err := errors.Join(os.WriteFile(base+".json", append(text, '\n'), 0o644), datapath.Plot(rows, base)); err != nil {
-		return err
-	}
-	if err := table(os.Stdout, rows); err != nil {
-		return err
-	}
-	fmt.Printf("written to %[1]s.json, %[1]s.svg, %[1]s.png\n", base)
-	return nil
+	return os.RemoveAll(dir)
 }
 
 // aims are the ratios that our rules should reach with 4,000 tenants.

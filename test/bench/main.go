@@ -10,6 +10,8 @@
 //	             kernel; one more tenant among many; memory of the agents
 //	datapath     what the rules cost packets and connections, beside plain
 //	             forwarding and linear rules: table, JSON, plot
+//	programming  4,000 tenants from an empty kernel; one more and one less; what
+//	             the agent needs while nothing changes
 package main
 
 import (
@@ -47,7 +49,7 @@ type options struct {
 
 // choose returns what a part does, once its options are found to be right.
 func (o *options) choose(part, tenants string) (func(context.Context) error, error) {
-	defaults := map[string]string{"control": "1000", "datapath": "1,40,400,1000,4000"}
+	defaults := map[string]string{"control": "1000", "datapath": "1,40,400,1000,4000", "programming": "4000"}
 	if _, known := defaults[part]; !known {
 		return nil, fmt.Errorf("unknown part %q", part)
 	}
@@ -67,16 +69,19 @@ func (o *options) choose(part, tenants string) (func(context.Context) error, err
 	if o.tenants = o.counts[0]; len(o.counts) > 1 {
 		return nil, fmt.Errorf("part %s takes one number of tenants", part)
 	}
+	if part == "programming" {
+		return o.programming, nil
+	}
 	return func(ctx context.Context) error { return measure(ctx, *o) }, nil
 }
 
 func run() int {
 	var o options
-	part := flag.String("part", "control", "what to measure: control or datapath")
+	part := flag.String("part", "control", "what to measure: control, datapath or programming")
 	flag.StringVar(&o.root, "root", ".", "the checkout")
 	flag.StringVar(&o.out, "out", "build/bench", "where the figures go")
 	flag.IntVar(&o.samples, "samples", 100, "repetitions of what is given as p50 and p99")
-	tenants := flag.String("tenants", "", "how many tenants, 1 to 4000: one number for control (default 1000), a comma list for datapath (default 1,40,400,1000,4000)")
+	tenants := flag.String("tenants", "", "how many tenants, 1 to 4000: one number for control (default 1000) and programming (default 4000), a comma list for datapath (default 1,40,400,1000,4000)")
 	rules := flag.String("rules", "ours,linear", "datapath: the rules to measure")
 	metrics := flag.String("metrics", strings.Join(datapath.Metrics(), ","), "datapath: what to measure")
 	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")

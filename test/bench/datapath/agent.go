@@ -138,18 +138,23 @@ func (g gateway) holds(a netip.Addr) (there bool, err error) {
 // programmed waits until the gateway serves n tenants: the agent makes gateway
 // IPs last, and the last tenant's after all others.
 func (g gateway) programmed(ctx context.Context, a *agent, n int) error {
+	return g.until(ctx, a, g.gatewayIP(n-1), true)
+}
+
+// until waits for an address of the gateway to come or to go.
+func (g gateway) until(ctx context.Context, a *agent, ip netip.Addr, come bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		there, err := g.holds(g.gatewayIP(n - 1))
-		if err != nil || there {
+		there, err := g.holds(ip)
+		if err != nil || there == come {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), fmt.Errorf("gateway-agent did not program %d tenants; its log is %s", n, a.log))
+			return errors.Join(ctx.Err(), fmt.Errorf("gateway-agent did not program %s; its log is %s", ip, a.log))
 		case err := <-a.done:
 			return fmt.Errorf("gateway-agent ended: %w; its log is %s", err, a.log)
 		case <-tick.C:

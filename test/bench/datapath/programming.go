@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"egress-gateway.io/shared/bus"
+	"egress-gateway.io/shared/tenant"
+	"egress-gateway.io/test/lab/namespace"
+)
+
+const (
+	idleFor = time.Minute
+	// settle is the pause between two changes: tenants seldom come in rows, and
+	// what the agent does after a change is no part of the next one.
+	settle = 3 * time.Second
+
+	natsURL   = "nats://127.0.0.1:4222"
+	metricsAt = "127.0.0.1:9809"
+)
+
+// Programmed is what programming a gateway takes.
+type Programmed struct {
+	FromEmpty     time.Duration   // from the agent's start to the last tenant's first connection
+	Added, Gone   []time.Duration // one tenant more or less, from the record to the kernel
+	Pass          time.Duration   // a pass that finds nothing to change, in the mean
+	IdleCPU       float64         // of one processor, the agent's children included
+	IdleMiB       float64         // resident
+	SamplesOfPass int
+}
+
+// Program measures a gateway-agent with many tenants and a NATS server beside
+// it. It needs root, and removes all that it made.
+func Program(ctx context.Context, o Options, tenants, samples int, nats string) (p Programmed, err error) {
+	t, err := build(ctx, fmt.Sprintf("egwpr%d", os.Getpid()), tenants)
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, t.remove()) }()
+	g := t.gateway(Ours)
+	server, err := g.startServer(nats, o.Dir)
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, server.Process.Kill(), ended(server.Wait())) }()
+	w, err := g.startWriter(ctx)
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, w.close()) }()
+	records := make([]tenant.Tenant, tenants)
+	for i := range records {
+		records[i] = g.record(i)
+	}
+	if err := w.sync(ctx, records); err != nil {
+		return p, err
+	}
+	if err := g.writeState(o.Dir, tenants); err != nil {
+		return p, err
+	}
+	listener, err := t.listen()
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, os.NewFile(uintptr(listener), "listener").Close()) }()
+
+	start := time.Now()
+	a, err := g.startAgent(o.Agent, o.Dir, natsURL)
+	if err != nil {
+		return p, err
+	}
+	defer func() { err = errors.Join(err, a.stop()) }()
+	if err := t.firstConnection(ctx, g, a); err != nil {
+		return p, err
+	}
+	p.FromEmpty = time.Since(start)
+	fmt.Fprintf(o.Log, "programming: %d tenants from an empty kernel: %s\n", tenants, p.FromEmpty)
+	if err := pause(ctx, 10*settle); err != nil { // addresses are announced meanwhile
+		return p, err
+	}
+	for range samples {
+		added, gone, err := g.oneMore(ctx, w, a, records)
+		if err != nil {
+			return p, err
+		}
+		p.Added, p.Gone = append(p.Added, added), append(p.Gone, gone)
+	}
+	fmt.Fprintf(o.Log, "programming: idle for %s\n", idleFor)
+	return p, g.idle(ctx, a, &p)
+}
+
+// startServer runs a NATS server where the agent is.
+func (g gateway) startServer(binary, dir string) (*exec.Cmd, error) {
+	cmd := exec.Command("ip", "netns", "exec", g.ns, binary, "-js", "-sd", filepath.Join(dir, "nats"), "-a", "127.0.0.1", "-p", "4222")
+	return cmd, cmd.Start()
+}
+
+// ended is no error: the bench killed it.
+func ended(err error) error {
+	if exit := new(exec.ExitError); errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+// Dial dials within the gateway's namespace.
+func (g gateway) Dial(network, address string) (c net.Conn, err error) {
+	err = namespace.Do(g.ns, func() (err error) { c, err = net.Dial(network, address); return err })
+	return c, err
+}
+
+// writer publishes records as the cluster's leader would.
+type writer struct {
+	conn *bus.Conn
+	*bus.Writer
+	cancel context.CancelFunc
+	done   chan error
+}
+
+func (g gateway) startWriter(ctx context.Context) (*writer, error) {
+	log := slog.New(slog.DiscardHandler)
+	conn, err := bus.Connect(ctx, bus.Config{URL: []string{natsURL}, Replicas: 1}, "bench", log, bus.WithDialer(g), bus.WithReconnectWait(100*time.Millisecond))
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{conn: conn, Writer: bus.NewWriter(conn, cluster, bus.WriterOptions{Identity: "bench", Log: log}), done: make(chan error, 1)}
+	ctx, w.cancel = context.WithCancel(ctx)
+	go func() { w.done <- w.Run(ctx) }()
+	return w, nil
+}
+
+func (w *writer) close() error {
+	w.cancel()
+	if err := <-w.done; err != nil && !errors.Is(err, context.Canceled) {
+		return errors.Join(err, w.conn.Close())
+	}
+	return w.conn.Close()
+}
+
+// sync publishes; a server that has just started takes a moment.
+func (w *writer) sync(ctx context.Context, records []tenant.Tenant) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	network := networkRecord()
+	state := bus.State{Tenants: records, Nodes: []tenant.Node{nodeRecord()}, Network: &network}
+	for {
+		_, err := w.Sync(ctx, state)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// firstConnection waits until a pod of the last tenant is served.
+func (t *topology) firstConnection(ctx context.Context, g gateway, a *agent) error {
+	if err := g.programmed(ctx, a, t.tenants); err != nil {
+		return err
+	}
+	f := t.tenants - 1
+	return namespace.Do(t.node, func() error {
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(pod(f), 0)), Timeout: patience * time.Millisecond}
+		c, err := d.Dial("tcp4", netip.AddrPortFrom(g.destination(f), tcpPort).String())
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+}
+
+// oneMore adds a tenant and removes it, and returns the times from the moment
+// that its record was written to the change in the kernel.
+func (g gateway) oneMore(ctx context.Context, w *writer, a *agent, records []tenant.Tenant) (added, gone time.Duration, err error) {
+	i := len(records)
+	change := func(records []tenant.Tenant, there bool) (time.Duration, error) {
+		if err := w.sync(ctx, records); err != nil {
+			return 0, err
+		}
+		start := time.Now()
+		if err := g.until(ctx, a, g.gatewayIP(i), there); err != nil {
+			return 0, err
+		}
+		return time.Since(start), pause(ctx, settle)
+	}
+	if added, err = change(append(records[:i:i], g.record(i)), true); err != nil {
+		return 0, 0, err
+	}
+	gone, err = change(records, false)
+	return added, gone, err
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// idle measures the agent while nothing changes.
+func (g gateway) idle(ctx context.Context, a *agent, p *Programmed) error {
+	cpu, err := cpuTime(a.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	sum, count, err := g.passes()
+	if err != nil {
+		return err
+	}
+	if err := pause(ctx, idleFor); err != nil {
+		return err
+	}
+	cpuAfter, err := cpuTime(a.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	sumAfter, countAfter, err := g.passes()
+	if err != nil {
+		return err
+	}
+	if p.SamplesOfPass = int(countAfter - count); p.SamplesOfPass == 0 {
+		return errors.New("no pass was made while idle")
+	}
+	p.Pass = time.Duration((sumAfter - sum) / (countAfter - count) * float64(time.Second))
+	p.IdleCPU = (cpuAfter - cpu).Seconds() / idleFor.Seconds()
+	p.IdleMiB, err = ResidentMiB(a.cmd.Process.Pid)
+	return err
+}
+
+// passes reads the sum of the durations of passes, and their number, from the
+// agent's metrics.
+func (g gateway) passes() (sum, count float64, err error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: func(_ context.Context, network, address string) (net.Conn, error) { return g.Dial(network, address) }}}
+	r, err := client.Get("http://" + metricsAt + "/metrics")
+	if err != nil {
+		return 0, 0, err
+	}
+	defer r.Body.Close()
+	find := func(line, name string, v *float64) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			*v, err = strconv.ParseFloat(rest, 64)
+		}
+	}
+	lines := bufio.NewScanner(r.Body)
+	for lines.Scan() && err == nil {
+		find(lines.Text(), "egress_reconcile_duration_seconds_sum", &sum)
+		find(lines.Text(), "egress_reconcile_duration_seconds_count", &count)
+	}
+	_, rest := io.Copy(io.Discard, r.Body)
+	return sum, count, errors.Join(err, lines.Err(), rest)
+}
+
+// cpuTime is what a process and the children it waited for have used.
+func cpuTime(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name may hold spaces; fields 14 to 17 are utime, stime, cutime, cstime.
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	ticks := int64(0)
+	for _, s := range f[11:15] {
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond, nil // USER_HZ is 100
+}
+
+// ResidentMiB is a process's resident set.
+func ResidentMiB(pid int) (float64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
+			kib, err := strconv.Atoi(f[1])
+			return float64(kib) / 1024, err
+		}
+	}
+	return 0, errors.New("no VmRSS of process " + strconv.Itoa(pid))
+}
