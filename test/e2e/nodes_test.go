@@ -86,6 +86,10 @@ func TestSubnetMovesInOneStep(t *testing.T) {
 	w := newWorld(t)
 	subnet, own := netip.MustParsePrefix("10.128.60.0/23"), netip.MustParsePrefix("10.128.62.0/23")
 	first, second := netip.MustParseAddr("192.168.99.45"), netip.MustParseAddr("192.168.99.46")
+	w.until("the agents to be at work", func() (bool, error) {
+		s, err := w.Gateway()
+		return strings.Contains(s.Routes, "192.168.99.21"), err
+	})
 	w.nodeObject("first", subnet, first)
 	w.nodeObject("second", own, second)
 	w.routeWithin(subnet, first)
