@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -106,6 +107,25 @@ func (a announceAdapter) Keep(addrs []plan.Addr) {
 		targets[i] = announce.Target(addr)
 	}
 	a.Announcer.Keep(targets)
+}
+
+// prober asks for addresses with one probe each.
+type prober struct {
+	*announce.Announcer
+	wait time.Duration
+}
+
+func (p prober) Probe(ctx context.Context, addrs []plan.Addr) (map[netip.Addr]string, error) {
+	targets := make([]announce.Target, len(addrs))
+	for i, a := range addrs {
+		targets[i] = announce.Target(a)
+	}
+	found, err := p.Announcer.Probe(ctx, targets, p.wait)
+	out := make(map[netip.Addr]string, len(found))
+	for ip, c := range found {
+		out[ip] = c.MAC
+	}
+	return out, err
 }
 
 type statusAdapter struct{ *bus.StatusWriter }

@@ -26,6 +26,9 @@ const envPrefix = "GATEWAY"
 // the kernel.
 const minResync = 100 * time.Millisecond
 
+// maxProbeWait bounds what each change may wait for nobody's answer.
+const maxProbeWait = time.Second
+
 // Config is the whole configuration, read from GATEWAY_* once at start. The
 // tags are the only place where names, meanings and defaults stand: --help is
 // printed from them.
@@ -39,6 +42,7 @@ type Config struct {
 	StateDir          string         `split_words:"true" default:"/var/lib/egress-gateway" desc:"directory of the disk copy and the audit spool; writable, durable"`
 	SysctlRoot        string         `split_words:"true" default:"/proc/sys" desc:"where sysctls are set; /host/proc/sys in a container that has it mounted there"`
 	Resync            time.Duration  `default:"30s" desc:"how often the kernel is compared with what it should be, without an event"`
+	ProbeWait         time.Duration  `split_words:"true" default:"60ms" desc:"how long an answer is waited for when the network is asked whether somebody else has an address, before it is claimed; 0s: not asked"`
 	Listen            string         `default:"127.0.0.1:9809" desc:"address of /livez, /readyz and /metrics; no authentication"`
 	LogLevel          string         `split_words:"true" default:"info" desc:"debug, info, warn or error"`
 	LogFormat         string         `split_words:"true" default:"json" desc:"json or text"`
@@ -87,6 +91,9 @@ func (c Config) validate() []error {
 	}
 	if c.Resync < minResync || c.Resync > time.Hour {
 		wrong("RESYNC", c.Resync.String(), "want 100ms to 1h, e.g. 30s")
+	}
+	if c.ProbeWait < 0 || c.ProbeWait > maxProbeWait {
+		wrong("PROBE_WAIT", c.ProbeWait.String(), "want 0s (off) to 1s, e.g. 60ms")
 	}
 	if _, port, err := net.SplitHostPort(c.Listen); err != nil || !isPort(port) {
 		wrong("LISTEN", c.Listen, "want host:port, e.g. 127.0.0.1:9809")

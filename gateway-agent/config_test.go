@@ -47,7 +47,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	want := Config{
 		Name: "gw1", Group: "default", InternalInterface: "enp1s0", ExternalInterface: "enp7s0", MarkMask: 0xfff00000,
-		StateDir: "/var/lib/egress-gateway", SysctlRoot: "/proc/sys", Resync: 30 * time.Second, Listen: "127.0.0.1:9809",
+		StateDir: "/var/lib/egress-gateway", SysctlRoot: "/proc/sys", Resync: 30 * time.Second, ProbeWait: 60 * time.Millisecond, Listen: "127.0.0.1:9809",
 		LogLevel: "info", LogFormat: "json", NATS: bus.Config{URL: []string{"nats://127.0.0.1:4222"}, Replicas: 1},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
@@ -79,6 +79,7 @@ func TestConfigEveryVariable(t *testing.T) {
 		"STATE_DIR":   {"/srv/eg", func(c Config) bool { return c.StateDir == "/srv/eg" }, map[string]string{"var/lib": "absolute"}, nil},
 		"SYSCTL_ROOT": {"/host/proc/sys", func(c Config) bool { return c.SysctlRoot == "/host/proc/sys" }, map[string]string{"proc": "absolute"}, nil},
 		"RESYNC":      {"2m", func(c Config) bool { return c.Resync == 2*time.Minute }, map[string]string{"10ms": "100ms to 1h", "thirty": "want a duration", "30": "want a duration"}, nil},
+		"PROBE_WAIT":  {"0s", func(c Config) bool { return c.ProbeWait == 0 }, map[string]string{"-1s": "want 0s (off) to 1s", "2s": "want 0s (off) to 1s", "60": "want a duration"}, nil},
 		"LISTEN":      {":9000", func(c Config) bool { return c.Listen == ":9000" }, map[string]string{"9000": "host:port", "a:b": "host:port"}, nil},
 		"LOG_LEVEL":   {"debug", func(c Config) bool { return c.LogLevel == "debug" }, map[string]string{"loud": "debug, info, warn or error"}, nil},
 		"LOG_FORMAT":  {"text", func(c Config) bool { return c.LogFormat == "text" }, map[string]string{"xml": "json or text"}, nil},

@@ -95,6 +95,7 @@ type agent struct {
 	reporter  reconcile.Reporter
 	ports     *reconcile.PortWatch
 	strays    *reconcile.Strays
+	claims    *reconcile.Claims
 	server    *daemon.Server
 
 	changed, sweep, report *daemon.Trigger
@@ -131,20 +132,28 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Flows: portsAdapter{a.flows}, MarkMask: c.MarkMask, Ports: flows.Ports, Clock: time.Now, Log: log,
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,
 	}
+	a.claims = &reconcile.Claims{
+		Announce: announceAdapter{a.announcer}.Announce, External: c.ExternalInterface, Counted: m.conflicts.Inc, Clock: time.Now, Log: log,
+		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,
+	}
 	a.strays = &reconcile.Strays{
 		Every: straysEvery, Read: k.Strays, Numbers: flowsAdapter{a.flows}.numbers(c.MarkMask), Announce: announceAdapter{a.announcer}.Announce,
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke, Log: log,
 	}
-	a.loop = reconcile.NewLoop(reconcile.Options{
+	options := reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
 		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
 		Views: func() map[string]reconcile.View { return viewsOf(a.follower) },
 		Trouble: func() []plan.Problem {
-			return slices.Concat(checks.problems(ctx), a.strays.Problems(), troubleOf(a.follower), a.ports.View().Problems)
+			return slices.Concat(checks.problems(ctx), a.strays.Problems(), a.claims.Problems(), troubleOf(a.follower), a.ports.View().Problems)
 		},
 		Sweep:  a.sweep.Poke,
 		OnPass: func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
-	})
+	}
+	if c.ProbeWait > 0 {
+		options.Prober = prober{a.announcer, c.ProbeWait}
+	}
+	a.loop = reconcile.NewLoop(options)
 	a.sweeper = reconcile.Sweeper{Flows: conns, Audit: auditAdapter{a.audit}, Log: log, Snapshot: a.loop.Snapshot}
 	a.reporter = reconcile.Reporter{
 		Gateway: c.Name, Group: c.Group, Version: version, Every: summaryEvery, Clock: time.Now, Log: log,
@@ -193,6 +202,10 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the neighbours: %w", err)
 	}
+	conflicts, err := a.announcer.Conflicts(ctx, a.config.InternalInterface, a.config.ExternalInterface)
+	if err != nil {
+		return fmt.Errorf("watch for address conflicts: %w", err)
+	}
 	// The audit outlives the others, so that their last events still leave.
 	rear, endRear := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRear()
@@ -211,6 +224,7 @@ func (a *agent) run(ctx context.Context) error {
 		return a.sweeper.Run(ctx, translate(ctx, resolved), a.sweep.C(), a.config.Resync)
 	})
 	g.Go("ports", a.ports.Run)
+	g.Go("claims", func(ctx context.Context) error { return a.claims.Run(ctx, claimsFrom(ctx, conflicts)) })
 	g.Go("strays", a.strays.Run)
 	g.Go("http", a.server.Run)
 	err = g.Wait()
@@ -279,12 +293,21 @@ func forward(from <-chan struct{}, to *daemon.Trigger) func(context.Context) err
 
 // translate passes on what announce reports, until ctx ends or from is closed.
 func translate(ctx context.Context, from <-chan announce.Resolved) <-chan reconcile.Resolved {
-	to := make(chan reconcile.Resolved)
+	return passOn(ctx, from, func(r announce.Resolved) reconcile.Resolved { return reconcile.Resolved(r) })
+}
+
+// claimsFrom does the same with conflicts.
+func claimsFrom(ctx context.Context, from <-chan announce.Conflict) <-chan reconcile.Claim {
+	return passOn(ctx, from, func(c announce.Conflict) reconcile.Claim { return reconcile.Claim(c) })
+}
+
+func passOn[A, B any](ctx context.Context, from <-chan A, as func(A) B) <-chan B {
+	to := make(chan B)
 	go func() {
 		defer close(to)
-		for r := range from {
+		for v := range from {
 			select {
-			case to <- reconcile.Resolved(r):
+			case to <- as(v):
 			case <-ctx.Done():
 				return
 			}

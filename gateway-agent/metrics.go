@@ -16,6 +16,7 @@ type metrics struct {
 	programming prometheus.Histogram
 	steps       prometheus.Counter
 	flushed     prometheus.Counter
+	conflicts   prometheus.Counter
 	build       prometheus.Gauge
 }
 
@@ -33,6 +34,8 @@ func newMetrics(version string) *metrics {
 			Name: "egress_reconcile_steps_total", Help: "Changes made to the kernel."}),
 		flushed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "egress_conntrack_flushed_total", Help: "Connections that were ended because they would have had a wrong source."}),
+		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "egress_address_conflicts_total", Help: "ARP packets in which other hosts claimed an address in use here."}),
 		build: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "egress_build_info", Help: "The version of the program; always 1.", ConstLabels: prometheus.Labels{"version": version}}),
 	}
@@ -54,6 +57,6 @@ func (m *metrics) observe(p reconcile.Pass) {
 }
 
 func (m *metrics) register(r *prometheus.Registry, s scraped) {
-	r.MustRegister(m.passes, m.duration, m.programming, m.steps, m.flushed, m.build, s,
+	r.MustRegister(m.passes, m.duration, m.programming, m.steps, m.flushed, m.conflicts, m.build, s,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }

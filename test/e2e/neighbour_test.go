@@ -128,3 +128,34 @@ func TestPodsWithoutTenantAreRefused(t *testing.T) {
 		cancel()
 	}
 }
+
+// A host outside already has an egress IP of the pool. The tenant that was given
+// it is not served, says why and names the host; others are. When the address
+// is free, the tenant is served by itself.
+func TestAddressOfAnotherHost(t *testing.T) {
+	w := newWorld(t)
+	out := func(argv ...string) {
+		t.Helper()
+		if text, err := w.Exec(lab.PartExternal, argv...); err != nil {
+			t.Fatalf("%v: %v: %s", argv, err, text)
+		}
+	}
+	const nic = "br0"
+	out("ip", "address", "add", "192.168.55.113/32", "dev", nic)
+	w.must(w.CreatePool(w.ctx, scenario.DemoPool()))
+	w.must(w.AddNamespace(w.ctx, "ns-blue"))
+	w.must(w.Label(w.ctx, "ns-blue", "public"))
+	refused, err := w.WaitTenant(w.ctx, "ns-blue", soon, "to be told of the conflict", func(t scenario.Tenant) bool {
+		return t.Condition("Programmed").Reason == "AddressConflict"
+	})
+	w.must(err)
+	if m := refused.Condition("Programmed").Message; !strings.Contains(m, "192.168.55.113") {
+		t.Errorf("the condition does not name the address: %q", m)
+	}
+	red := w.tenant("ns-red", "public")
+	w.seenAs(w.pod("node1", "ns-red"), red)
+
+	out("ip", "address", "del", "192.168.55.113/32", "dev", nic)
+	blue := w.ready("ns-blue")
+	w.seenAs(w.pod("node1", "ns-blue"), blue)
+}

@@ -64,7 +64,9 @@ type Announcer struct {
 
 	mu   sync.Mutex
 	kept map[Target]bool
-	due  schedule
+	// places are the links of the kept addresses.
+	places map[netip.Addr]string
+	due    schedule
 
 	closing sync.Once
 }
@@ -98,8 +100,10 @@ func (a *Announcer) Announce(targets ...Target) {
 func (a *Announcer) Keep(all []Target) {
 	a.mu.Lock()
 	now, kept := time.Now(), make(map[Target]bool, len(all))
+	a.places = make(map[netip.Addr]string, len(all))
 	for i, t := range all {
 		kept[t] = true
+		a.places[t.IP] = t.Dev
 		if !a.kept[t] && !a.due.has(t) {
 			// Spread out, so that thousands of refreshes do not fall due at once.
 			a.due.put(entry{target: t, at: now.Add(a.o.Refresh * time.Duration(i) / time.Duration(len(all)))})

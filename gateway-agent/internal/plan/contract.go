@@ -54,7 +54,14 @@ type Input struct {
 	Tenants  []Numbered
 	Nodes    []tenant.Node
 	Networks []tenant.Network
+	// Conflicts are addresses that another host has, with its MAC; a tenant is
+	// not served in the family of such an address.
+	Conflicts map[netip.Addr]string
 }
+
+// ReasonConflict is the reason of a problem with an address that another host
+// has as well.
+const ReasonConflict = "AddressConflict"
 
 // Problem is something that keeps one tenant or node from being served as its
 // record asks. The others go on.

@@ -274,6 +274,9 @@ func (b *builder) refuse(f tenant.Family, gateway netip.Addr, egress []netip.Add
 		if who, taken := b.claims[a]; taken {
 			return "AddressTaken", fmt.Sprintf("address %s belongs to %s", a, who)
 		}
+		if mac, elsewhere := b.in.Conflicts[a]; elsewhere {
+			return ReasonConflict, fmt.Sprintf("address %s is in use: the host with MAC %s answers for it; take it from that host, or leave it out of the pool; it is tried again", a, mac)
+		}
 		if p, inside := overlapsAny(b.pods, netip.PrefixFrom(a, a.BitLen())); inside {
 			return "AddressInPodNetwork", fmt.Sprintf("address %s lies in the pod network %s", a, p)
 		}

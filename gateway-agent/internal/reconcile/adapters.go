@@ -54,6 +54,12 @@ type Announcer interface {
 	Keep([]plan.Addr)
 }
 
+// Prober asks the network for addresses before they are claimed. Dev is always
+// one of the VM's NICs. It returns the MACs of the hosts that have some of them.
+type Prober interface {
+	Probe(context.Context, []plan.Addr) (map[netip.Addr]string, error)
+}
+
 // Statuses takes what the gateway reports to the clusters: all of it, by the
 // keys of tenant.StatusKey and tenant.SummaryKey. Other keys of this gateway
 // are withdrawn.

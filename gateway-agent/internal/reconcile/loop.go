@@ -25,7 +25,8 @@ const (
 	stopGrace = 3 * time.Second
 )
 
-// Options of a Loop. All fields are required but OnPass.
+// Options of a Loop. All fields are required but
+// OnPass and Prober.
 type Options struct {
 	Gateway, Group string
 	Resync         time.Duration
@@ -37,6 +38,8 @@ type Options struct {
 	Flows     Flows
 	Announcer Announcer
 	Audit     Audit
+	// Prober is nil if addresses are claimed without asking.
+	Prober Prober
 	// Views returns what the bus shows now, by cluster.
 	Views func() map[string]View
 	// Trouble returns what is wrong with the bus itself, to be reported.
@@ -66,12 +69,13 @@ type Loop struct {
 	onLink   []netip.Prefix // of the internal NIC, when last seen
 	statuses map[Ref]tenant.Status
 	reported map[plan.Problem]bool
+	answers  map[netip.Addr]answer // to probes
 	snapshot atomic.Pointer[Snapshot]
 }
 
 // NewLoop returns a loop that has not begun.
 func NewLoop(o Options) *Loop {
-	l := &Loop{Options: o, memory: Memory{Clusters: map[string]Cluster{}}}
+	l := &Loop{Options: o, answers: map[netip.Addr]answer{}, memory: Memory{Clusters: map[string]Cluster{}}}
 	l.snapshot.Store(&Snapshot{})
 	return l
 }

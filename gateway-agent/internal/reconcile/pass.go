@@ -83,7 +83,12 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 		l.tellHeld(merged.Held)
 	}
 
-	want, problems := plan.Desired(InputOf(l.memory, res.host))
+	in := InputOf(l.memory, res.host)
+	want, problems := plan.Desired(in)
+	if in.Conflicts = l.contested(ctx, want, have, res.host); len(in.Conflicts) > 0 {
+		want, problems = plan.Desired(in)
+		res.waiting = true // the address may become free
+	}
 	res.problems = append(res.problems, problems...)
 	steps := plan.Diff(want, have)
 	if res.steps = len(steps); res.steps > 0 {

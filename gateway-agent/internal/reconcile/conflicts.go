@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+const (
+	// conflictRetry is for how long an answer to a probe is believed: a pass in
+	// between does not ask again, so that no other tenant waits for it.
+	conflictRetry = 10 * time.Second
+	// conflictFor is for how long a claim that was seen counts after it.
+	conflictFor = time.Minute
+	// claimAgain is for how long a claim need not be looked at again.
+	claimAgain = time.Second
+	// defendEvery is how often an address is announced against others' claims
+	// (RFC 5227 section 2.4): two hosts that defend must not fill the network.
+	defendEvery = 10 * time.Second
+)
+
+// answer is a host that answered to a probe.
+type answer struct {
+	mac string
+	at  time.Time
+}
+
+// contested probes the addresses that the kernel does not hold and want adds,
+// and returns those that another host has, with its MAC. An address that the
+// kernel holds is not asked for: it is in use. A probe that can not be made is
+// no conflict.
+func (l *Loop) contested(ctx context.Context, want, have plan.State, host plan.Host) map[netip.Addr]string {
+	if l.Prober == nil {
+		return nil
+	}
+	held := map[netip.Addr]bool{}
+	for a := range have.Addrs {
+		held[a.IP] = true
+	}
+	now, out := l.Clock(), map[netip.Addr]string{}
+	var ask []plan.Addr
+	for a := range want.Addrs {
+		if known, ok := l.answers[a.IP]; held[a.IP] {
+			continue
+		} else if ok && now.Sub(known.at) < conflictRetry {
+			out[a.IP] = known.mac
+			continue
+		}
+		if _, link := plan.LinkNumber(a.Dev); link {
+			a.Dev = host.Internal
+		}
+		ask = append(ask, a)
+	}
+	if len(ask) == 0 {
+		return out
+	}
+	slices.SortFunc(ask, func(x, y plan.Addr) int { return x.IP.Compare(y.IP) })
+	found, err := l.Prober.Probe(ctx, ask)
+	if err != nil {
+		l.Log.Warn("new addresses could not be probed; they are claimed all the same", "err", err)
+	}
+	for _, a := range ask {
+		delete(l.answers, a.IP)
+	}
+	for ip, mac := range found {
+		l.answers[ip] = answer{mac, l.Clock()}
+		out[ip] = mac
+	}
+	return out
+}
+
+// Claim is another host's use of an address that is in use here.
+type Claim struct {
+	IP  netip.Addr
+	MAC string
+}
+
+// Claims keeps what is known of such use, and defends the addresses.
+type Claims struct {
+	Announce func(plan.Addr)
+	Snapshot func() *Snapshot
+	External string // NIC of the egress IPs
+	Changed  func() // the problems did
+	Counted  func()
+	Clock    func() time.Time
+	Log      *slog.Logger
+
+	seen  map[netip.Addr]claimed
+	found atomic.Pointer[[]plan.Problem]
+}
+
+type claimed struct {
+	mac          string
+	at, defended time.Time
+}
+
+// Problems returns the claims of the last minute. Safe for concurrent use.
+func (c *Claims) Problems() []plan.Problem {
+	if p := c.found.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Run takes claims until ctx ends.
+func (c *Claims) Run(ctx context.Context, claims <-chan Claim) error {
+	expire := time.NewTicker(conflictFor / 12)
+	defer expire.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case claim, open := <-claims:
+			if !open {
+				claims = nil
+				continue
+			}
+			if c.take(claim) {
+				c.settle()
+			}
+		case <-expire.C:
+			c.settle()
+		}
+	}
+}
+
+// take tells whether the claim may change the problems: most repeat an earlier
+// one, and a host can send many.
+func (c *Claims) take(claim Claim) bool {
+	if c.seen == nil {
+		c.seen = make(map[netip.Addr]claimed)
+	}
+	c.Counted()
+	now, s := c.Clock(), c.seen[claim.IP]
+	if s.mac == claim.MAC && now.Sub(s.at) < claimAgain {
+		return false
+	}
+	s.mac, s.at = claim.MAC, now
+	if r, addr, ok := c.owner(claim.IP); ok && now.Sub(s.defended) >= defendEvery {
+		s.defended = now
+		c.Announce(addr)
+		c.Log.Warn("another host claims an address in use; announced again", "tenant", r.String(), "ip", claim.IP.String(), "mac", claim.MAC)
+	}
+	c.seen[claim.IP] = s
+	return true
+}
+
+// settle forgets old claims, and tells when the problems have changed.
+func (c *Claims) settle() {
+	var problems []plan.Problem
+	for _, ip := range slices.SortedFunc(maps.Keys(c.seen), netip.Addr.Compare) {
+		s := c.seen[ip]
+		r, _, ours := c.owner(ip)
+		if !ours || c.Clock().Sub(s.at) >= conflictFor {
+			delete(c.seen, ip)
+			continue
+		}
+		problems = append(problems, plan.Problem{Cluster: r.Cluster, Tenant: r.Name, Reason: plan.ReasonConflict, Message: fmt.Sprintf(
+			"address %s is in use here, but the host with MAC %s claims it too; take it from that host, or leave it out of the pool", ip, s.mac)})
+	}
+	if before := c.Problems(); !slices.Equal(before, problems) {
+		c.found.Store(&problems)
+		c.Changed()
+	}
+}
+
+// owner returns the tenant that has ip, and the place of ip.
+func (c *Claims) owner(ip netip.Addr) (Ref, plan.Addr, bool) {
+	m := c.Snapshot().Memory
+	for _, r := range m.Refs() {
+		e, _ := m.Entry(r)
+		switch {
+		case slices.Contains(e.Record.GatewayIPs, ip):
+			return r, plan.Addr{Dev: plan.LinkName(e.Number), IP: ip}, true
+		case slices.Contains(e.Record.EgressIPs, ip):
+			return r, plan.Addr{Dev: c.External, IP: ip}, true
+		}
+	}
+	return Ref{}, plan.Addr{}, false
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package reconcile
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+// fakeProber is a network in which hosts have addresses.
+type fakeProber struct {
+	hosts map[netip.Addr]string
+	asked []plan.Addr
+}
+
+func (p *fakeProber) Probe(_ context.Context, addrs []plan.Addr) (map[netip.Addr]string, error) {
+	p.asked = append(p.asked, addrs...)
+	out := map[netip.Addr]string{}
+	for _, a := range addrs {
+		if mac, ok := p.hosts[a.IP]; ok {
+			out[a.IP] = mac
+		}
+	}
+	return out, nil
+}
+
+// TestAnAddressThatAnotherHostHasIsNotClaimed has a host with blue's egress IP.
+func TestAnAddressThatAnotherHostHasIsNotClaimed(t *testing.T) {
+	b := newBench(t)
+	egress := record("blue", 13).EgressIPs[0]
+	network := &fakeProber{hosts: map[netip.Addr]string{egress: "02:00:00:00:00:66"}}
+	b.loop.Prober = network
+	b.show(1, blueAndRed(), node("n1", 0))
+	if _, ok := b.pass(); ok {
+		t.Error("no retry after a conflict")
+	}
+	status := func(name string) (bool, string, string) {
+		st := b.loop.Snapshot().Statuses[Ref{"c1", name}]
+		return st.Programmed, st.Reason, st.Message
+	}
+	if ok, reason, message := status("blue"); ok || reason != plan.ReasonConflict || !strings.Contains(message, "02:00:00:00:00:66") || !strings.Contains(message, egress.String()) {
+		t.Errorf("blue: %t %s %q", ok, reason, message)
+	}
+	if ok, reason, _ := status("red"); !ok {
+		t.Errorf("red waits for blue: %s", reason)
+	}
+	for a := range b.kernel.state.Addrs {
+		if a.IP == egress || a.IP == record("blue", 13).GatewayIPs[0] {
+			t.Errorf("the kernel has %s", a.IP)
+		}
+	}
+	want := []plan.Addr{
+		{Dev: "enp7s0", IP: egress}, {Dev: "enp7s0", IP: record("red", 14).EgressIPs[0]},
+		{Dev: "enp1s0", IP: record("blue", 13).GatewayIPs[0]}, {Dev: "enp1s0", IP: record("red", 14).GatewayIPs[0]},
+	}
+	if !slices.Equal(network.asked, want) {
+		t.Errorf("asked for %v, want %v", network.asked, want)
+	}
+
+	// Soon after nobody asks again, but for what did not get into the kernel.
+	network.asked = nil
+	b.pass()
+	if slices.ContainsFunc(network.asked, func(a plan.Addr) bool { return a != want[2] }) {
+		t.Errorf("asked again at once: %v", network.asked)
+	}
+	clear(network.hosts)
+	b.now = b.now.Add(conflictRetry)
+	b.mustPass()
+	if ok, reason, _ := status("blue"); !ok {
+		t.Errorf("the address is free, but blue: %s", reason)
+	}
+	network.asked = nil
+	b.mustPass()
+	b.start() // a new life finds its addresses in the kernel
+	b.loop.Prober = network
+	b.show(1, blueAndRed(), node("n1", 0))
+	b.mustPass()
+	if len(network.asked) > 0 {
+		t.Errorf("asked for addresses in use: %v", network.asked)
+	}
+}
+
+// TestClaimsAreToldAndDefended has a host claim an address that is in use.
+func TestClaimsAreToldAndDefended(t *testing.T) {
+	b := newBench(t)
+	b.show(1, blueAndRed(), node("n1", 0))
+	b.mustPass()
+	var announced []plan.Addr
+	changed, counted := 0, 0
+	c := &Claims{
+		Announce: func(a plan.Addr) { announced = append(announced, a) }, Snapshot: b.loop.Snapshot, External: "enp7s0",
+		Changed: func() { changed++ }, Counted: func() { counted++ }, Clock: func() time.Time { return b.now }, Log: slog.New(slog.DiscardHandler),
+	}
+	claim := func(ip netip.Addr) {
+		if c.take(Claim{ip, "02:00:00:00:00:66"}) {
+			c.settle()
+		}
+	}
+	egress := record("blue", 13).EgressIPs[0]
+	claim(egress)
+	for range 5 {
+		b.now = b.now.Add(time.Second)
+		claim(egress)
+		claim(egress)
+	}
+	claim(netip.MustParseAddr("192.168.99.99")) // nobody's here
+	if changed != 1 || counted != 12 || !slices.Equal(announced, []plan.Addr{{Dev: "enp7s0", IP: egress}}) {
+		t.Errorf("changed %d times, counted %d, announced %v", changed, counted, announced)
+	}
+	b.now = b.now.Add(defendEvery)
+	claim(egress)
+	if len(announced) != 2 {
+		t.Errorf("announced %v", announced)
+	}
+	b.trouble = c.Problems()
+	b.mustPass()
+	if st := b.loop.Snapshot().Statuses[Ref{"c1", "blue"}]; st.Programmed || st.Reason != plan.ReasonConflict || !strings.Contains(st.Message, "02:00:00:00:00:66") {
+		t.Errorf("blue: %+v", st)
+	}
+	b.now = b.now.Add(conflictFor)
+	c.settle()
+	if len(c.Problems()) != 0 || changed != 2 {
+		t.Errorf("problems %v, changed %d times", c.Problems(), changed)
+	}
+}
