@@ -204,7 +204,7 @@ func (w *world) unharmed(what string, f *scenario.Flow, want scenario.Tenant) {
 	w.t.Helper()
 	r := f.Stop()
 	if r.Err != nil || r.Lost() > 0 || r.Refused > 0 {
-		w.t.Errorf("%s: %d of %d packets lost, %d refused, longest gap %s, error %v; want none", what, r.Lost(), r.Sent, r.Refused, r.LongestGap, r.Err)
+		w.t.Errorf("%s: %d of %d packets lost, %d refused, longest gap %s, error %v; want none; interruptions %v", what, r.Lost(), r.Sent, r.Refused, r.LongestGap, r.Err, r.Outages)
 	}
 	for source := range r.Sources {
 		if source.IsValid() && !slices.Contains(want.Addresses(), source) {
