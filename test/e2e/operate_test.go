@@ -153,13 +153,13 @@ func TestAPassThatFindsNothingWritesNothing(t *testing.T) {
 // SIGTERM leaves the data path; a new agent adopts it; cleanup removes all
 // that is ours and nothing else.
 func TestStopStatusAndCleanup(t *testing.T) {
-	w := bareWorld(t)
+	w := bareWorld(t, dualStack)
 	_, err := w.StartClusterAgent("cluster-agent", nil)
 	w.must(err)
 	before := w.sh(ownership)
 	agent, err := w.StartGatewayAgent(w.ctx, nil)
 	w.must(err)
-	w.must(w.CreatePool(w.ctx, scenario.DemoPool()))
+	w.must(w.CreatePool(w.ctx, scenario.DualPool()))
 	blue, red := w.tenant("ns-blue", "public"), w.tenant("ns-red", "public")
 	p := w.pod("node1", "ns-blue")
 	w.seenAs(p, blue)
@@ -170,7 +170,8 @@ func TestStopStatusAndCleanup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"ns-blue", "ns-red", blue.EgressIP().String(), red.GatewayIP().String(), "10.128.0.0/23", "192.168.99.21"} {
+		for _, want := range []string{"ns-blue", "ns-red", blue.EgressIP().String(), red.GatewayIP().String(), "10.128.0.0/23", "192.168.99.21",
+			blue.EgressIP6().String(), red.GatewayIP6().String(), "fd01:0:0:1::/64", "fd00:99::21"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("status does not tell %s:\n%s", want, out)
 			}
@@ -216,7 +217,7 @@ func TestStopStatusAndCleanup(t *testing.T) {
 }
 
 // ownership prints what an agent may add to a VM.
-const ownership = `iptables-save | grep '^-A' | sort; nft list tables | grep -v 'ip6\? ' | sort; ip -o link show | sed 's/^[0-9]*: //; s/:.*//; s/@.*//' | sort; ip -o -4 addr | sed 's/^[0-9]*: //; s/ *valid_lft.*//' | sort; ip route | sort`
+const ownership = `iptables-save | grep '^-A' | sort; ip6tables-save | grep '^-A' | sort; nft list tables | grep -v 'ip6\? ' | sort; ip -o link show | sed 's/^[0-9]*: //; s/:.*//; s/@.*//' | sort; ip -o -4 addr | sed 's/^[0-9]*: //; s/ *valid_lft.*//' | sort; ip -o -6 addr show scope global | sed 's/^[0-9]*: //; s/ *valid_lft.*//' | sort; ip route | sort; ip -6 route | sort`
 
 // OVN sends a tenant's traffic to hosts of the node network to the gateway
 // too: it goes back out of the internal NIC, with the VM's internal address.

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,6 +16,9 @@ import (
 
 // ifaProto (linux/if_addr.h) is known since Linux 5.18; older kernels ignore it.
 const ifaProto = 11
+
+// forever is the lifetime of an address that does not end.
+const forever = 0xffffffff
 
 // addrInfo is what one message of an address dump tells.
 type addrInfo struct {
@@ -158,6 +162,11 @@ func addrRequest(a plan.Addr, kind, flags int) (*nl.NetlinkRequest, error) {
 	if a.IP.Is6() {
 		// Duplicate address detection would keep the address silent for seconds.
 		req.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(unix.IFA_F_NODAD|unix.IFA_F_NOPREFIXROUTE)))
+		// Deprecated, for ever: else the VM's own connections would choose a
+		// tenant's address for their source where it is more like the destination
+		// than the VM's own (RFC 6724 section 5, rule 8).
+		req.AddData(nl.NewRtAttr(unix.IFA_CACHEINFO, binary.NativeEndian.AppendUint64(
+			binary.NativeEndian.AppendUint32(binary.NativeEndian.AppendUint32(nil, 0), forever), 0)))
 	} else if _, tenantLink := plan.LinkNumber(a.Dev); !tenantLink {
 		req.AddData(nl.NewRtAttr(unix.IFA_LABEL, nl.ZeroTerminated(plan.AddrLabel(a.Dev))))
 	}

@@ -77,6 +77,13 @@ func TestRouterAdvertisements(t *testing.T) {
 	if out := l.gw.Run("ip -6 -o address show dev eg001"); strings.Count(out, "inet6") != 1 || !strings.Contains(out, "fd00:99::13/128") {
 		t.Errorf("the tenant's link has more than its gateway IP: %s", out)
 	}
+	for key, wrong := range map[string]string{"accept_ra": "2", "autoconf": "1", "addr_gen_mode": "0"} {
+		l.gw.Sysctl("net/ipv6/conf/eg001/"+key, wrong)
+		l.serve(in) // as any other thing that somebody changed by hand
+		if got := l.gw.Run("cat /proc/sys/net/ipv6/conf/eg001/" + key); strings.TrimSpace(got) == wrong {
+			t.Errorf("%s of a tenant's link stays %s", key, wrong)
+		}
+	}
 	fromOutside(advertisement(allNodes, mac, netip.MustParsePrefix("2001:db8:78::/64")))
 	wait(t, "the external NIC to go on to take advertisements", gw("address show dev enp7s0", "2001:db8:78:"))
 }

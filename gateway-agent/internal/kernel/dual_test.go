@@ -49,6 +49,13 @@ func TestDualStack(t *testing.T) {
 		expect(t, l.node1, "10.128.0.10", blue)
 		expectAt(t, l.node1, "fd01::10", server6, blue6)
 
+		// The VM's own connections never use a tenant's address, although blue's
+		// is more like this destination than the VM's own.
+		const near = "[fd00:55::112]:7"
+		l.ext.Run("ip address add fd00:55::112/64 dev eth0 nodad")
+		l.ext.Echo(near)
+		expectAt(t, l.gw, "::", near, "fd00:55::12")
+
 		// Without the SNAT rule nothing leaves; without the tenant's IPv6 neither.
 		l.gw.Run("ip6" + strings.Split(t.Name(), "/")[1][2:] + " -t nat -F")
 		if got := l.node1.Seen("udp", "fd01::10", server6); !strings.Contains(got, "timeout") {

@@ -20,8 +20,14 @@ import (
 const (
 	// rtextFilterSkipStats (linux/rtnetlink.h) leaves statistics out of a dump.
 	rtextFilterSkipStats = 1 << 3
-	// devconfDisableIPv6 (linux/ipv6.h) is an index into IFLA_INET6_CONF.
+	// Indices into IFLA_INET6_CONF (linux/ipv6.h).
+	devconfAcceptRA    = 3
+	devconfAutoconf    = 5
 	devconfDisableIPv6 = 26
+	// iflaInet6AddrGenMode (linux/if_link.h) holds addrGenNone on links that
+	// make up no address.
+	iflaInet6AddrGenMode = 8
+	addrGenNone          = 1
 )
 
 // linkInfo is what one message of a link dump tells.
@@ -32,6 +38,7 @@ type linkInfo struct {
 	up, private   bool
 	broadcast     bool // it takes copies of broadcast frames
 	ipv6          bool
+	ipv6Alone     bool // it takes no router advertisement and makes up no address
 	mac           net.HardwareAddr
 	rx, tx        Counter
 }
@@ -81,7 +88,7 @@ func parseLink(m []byte) (linkInfo, error) {
 		case unix.IFLA_LINKINFO:
 			l.kind, l.private, l.broadcast = parseLinkInfo(a.Value)
 		case unix.IFLA_AF_SPEC:
-			l.ipv6 = speaksIPv6(a.Value)
+			l.ipv6, l.ipv6Alone = parseIPv6(a.Value)
 		case unix.IFLA_STATS64:
 			if len(a.Value) >= 32 {
 				u := nl.NativeEndian().Uint64
@@ -124,18 +131,29 @@ func parseLinkInfo(b []byte) (kind string, private, broadcast bool) {
 	return kind, private, broadcast
 }
 
-func speaksIPv6(b []byte) bool {
+// parseIPv6 tells whether a link speaks IPv6, and whether it keeps to the
+// addresses that it is given.
+func parseIPv6(b []byte) (on, alone bool) {
 	for _, family := range nested(b) {
 		if family.Attr.Type != unix.AF_INET6 {
 			continue
 		}
+		conf, mode := []byte(nil), byte(0)
 		for _, a := range nested(family.Value) {
-			if at := 4 * devconfDisableIPv6; a.Attr.Type == unix.IFLA_INET6_CONF && len(a.Value) >= at+4 {
-				return nl.NativeEndian().Uint32(a.Value[at:]) == 0
+			switch {
+			case a.Attr.Type == unix.IFLA_INET6_CONF:
+				conf = a.Value
+			case a.Attr.Type == iflaInet6AddrGenMode && len(a.Value) > 0:
+				mode = a.Value[0]
 			}
 		}
+		if len(conf) < 4*(devconfDisableIPv6+1) {
+			return false, false
+		}
+		value := func(index int) uint32 { return nl.NativeEndian().Uint32(conf[4*index:]) }
+		return value(devconfDisableIPv6) == 0, mode == addrGenNone && value(devconfAcceptRA) == 0 && value(devconfAutoconf) == 0
 	}
-	return false
+	return false, false
 }
 
 // ourLinks picks the tenants' links from a dump. A link of another type that
@@ -153,7 +171,7 @@ func ourLinks(all []linkInfo) map[string]plan.Link {
 		}
 		out[l.name] = plan.Link{
 			Name: l.name, Number: n, Tenant: l.alias, Parent: names[l.parent], MAC: l.mac.String(),
-			IPv6: l.ipv6, Ready: l.up && l.private && !l.broadcast,
+			IPv6: l.ipv6, Ready: l.up && l.private && !l.broadcast && (l.ipv6Alone || !l.ipv6),
 		}
 	}
 	return out

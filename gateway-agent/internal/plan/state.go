@@ -50,7 +50,8 @@ type Link struct {
 	// IPv6 says that the link speaks IPv6 at all.
 	IPv6 bool
 	// Ready is false for a link that is down, has another mode than private,
-	// takes broadcast, or is not a macvlan: a half-made one.
+	// takes broadcast or router advertisements, makes up IPv6 addresses, or is
+	// not a macvlan: a half-made one.
 	Ready bool
 }
 

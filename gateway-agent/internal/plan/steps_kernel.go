@@ -253,8 +253,9 @@ func (s MakeLink) String() string {
 }
 func (s DelLink) String() string { return "ip link delete " + s.Name }
 func (s AddAddr) String() string {
-	label := ""
+	label := " nodad preferred_lft 0"
 	if s.Addr.IP.Is4() {
+		label = ""
 		if _, tenantLink := LinkNumber(s.Addr.Dev); !tenantLink {
 			label = " label " + AddrLabel(s.Addr.Dev)
 		}
