@@ -139,17 +139,23 @@ func header(ip []byte) (protocol, ttl uint8, payload []byte) {
 // verdict is what all packets come to.
 type verdict struct {
 	Checked, Wrong int
-	Own            int            // packets of the VM itself
-	ByTenant       map[string]int // the right ones
+	Own            int           // packets of the VM itself
+	Right          map[voice]int // the right ones
 	Reasons        map[string]int
 	Examples       []string
+}
+
+// voice is a tenant in one family.
+type voice struct {
+	tenant string
+	is6    bool
 }
 
 const keptExamples = 20
 
 // judge checks every packet against the history.
 func judge(r *recorder, h history, name func(int) string) verdict {
-	v := verdict{ByTenant: map[string]int{}, Reasons: map[string]int{}}
+	v := verdict{Right: map[voice]int{}, Reasons: map[string]int{}}
 	// Stable: packets with one time stay in the order of the ring.
 	slices.SortStableFunc(r.records, func(a, b record) int {
 		switch {
@@ -184,7 +190,7 @@ func judge(r *recorder, h history, name func(int) string) verdict {
 				why = "an address that its next holder uses already"
 			} else {
 				latest[rec.src] = i
-				v.ByTenant[name(int(rec.tenant))]++
+				v.Right[voice{name(int(rec.tenant)), src.Is6()}]++
 			}
 		}
 		if why == "" {

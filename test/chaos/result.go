@@ -55,8 +55,10 @@ func (w *world) conclude(ctx context.Context, records *recorder, captured lab.Re
 	}
 	// Without traffic of every tenant, nothing wrong would prove nothing.
 	for _, m := range w.members {
-		if r.ByTenant[m.name] == 0 {
-			w.fault("no packet of %s was seen", m.name)
+		for _, is6 := range []bool{false, true} {
+			if r.Right[voice{m.name, is6}] == 0 {
+				w.fault("no packet of %s was seen with an address of its own (IPv6: %v)", m.name, is6)
+			}
 		}
 	}
 	for _, f := range flows {
