@@ -145,3 +145,46 @@ func one(ctx context.Context, f *flows.Flows, m flows.Match) (int, error) {
 	n, err := f.Delete(ctx, []flows.Match{m})
 	return n[0], err
 }
+
+// TestDeleteIPv6: what holds for IPv4 holds for IPv6, and a mark finds both.
+func TestDeleteIPv6(t *testing.T) {
+	ctx := context.Background()
+	egress, pods := netip.MustParseAddr("fd00:55::113"), []netip.Prefix{netip.MustParsePrefix("fd01::/64")}
+	for name, c := range map[string]struct {
+		delete func(f *flows.Flows) (int, error)
+		count  int
+		gone   []string
+	}{
+		"egress IP but its holder's": {func(f *flows.Flows) (int, error) {
+			return one(ctx, f, flows.Match{Egress: egress, KeepMark: 0x100000, Mask: mask})
+		}, 1, []string{"fd01::12>2001:db8::10"}},
+		"mark": {func(f *flows.Flows) (int, error) { return one(ctx, f, flows.Match{Mark: 0x100000, Mask: mask}) }, 4,
+			[]string{"10.128.0.10>203.0.113.10", "fd01::10>2001:db8::10"}},
+		"untranslated": {func(f *flows.Flows) (int, error) { return f.DeleteUntranslated(ctx, pods) }, 1, []string{"fd01::13>2001:db8::10"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, f := table(t)
+			n.Run(`ip address add fd01::1/128 dev lo nodad
+				conntrack -I -p udp -s fd01::10 -d 2001:db8::10 --sport 1000 --dport 53 -t 600 -m 0x100000 -n fd00:55::113
+				conntrack -I -p udp -s fd01::12 -d 2001:db8::10 --sport 1000 --dport 53 -t 600 -m 0x300000 -n fd00:55::113
+				conntrack -I -p udp -s fd01::13 -d 2001:db8::10 --sport 1000 --dport 53 -t 600
+				conntrack -I -p udp -s fd01::13 -d fd01::1 --sport 1000 --dport 53 -t 600`)
+			want := left(n)
+			for _, gone := range c.gone {
+				if want[gone] == 0 {
+					t.Fatalf("the table lacks %s: %v", gone, want)
+				}
+				delete(want, gone)
+			}
+			var got int
+			var err error
+			n.Do(func() { got, err = c.delete(f) })
+			if err != nil || got != c.count {
+				t.Errorf("deleted %d, %v; want %d", got, err, c.count)
+			}
+			if d := cmp.Diff(want, left(n)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}

@@ -187,9 +187,52 @@ func cases() map[string]func(in *Input) {
 // TestDiffConverges drives each change from every point at which an earlier
 // change can have been interrupted, and back.
 func TestDiffConverges(t *testing.T) {
-	for name, change := range cases() {
+	converges(t, demo, cases())
+	converges(t, dualDemo, cases6())
+}
+
+// dualDemo is demo with both tenants in both families.
+func dualDemo() Input {
+	in := demo()
+	in.Networks[0].PodNetworks = append(in.Networks[0].PodNetworks, prefixes("fd01::/48")...)
+	in.Nodes[0] = tenant.Node{Cluster: "demo", Name: "node1", Addresses: addrs("192.168.99.21", "fd00:99::21"), Subnets: prefixes("10.128.0.0/23", "fd01:0:0:1::/64")}
+	in.Tenants[0] = numbered(1, "ns-blue", "192.168.99.13", "192.168.55.113", "fd00:99::13", "fd00:55::113")
+	in.Tenants[1] = numbered(2, "ns-red", "192.168.99.14", "192.168.55.114", "fd00:99::14", "fd00:55::114")
+	return in
+}
+
+func cases6() map[string]func(in *Input) {
+	set := func(i int, ips ...string) func(in *Input) {
+		return func(in *Input) {
+			in.Tenants[i] = numbered(in.Tenants[i].Number, in.Tenants[i].Name, ips...)
+		}
+	}
+	return map[string]func(in *Input){
+		"IPv6 goes":        set(0, "192.168.99.13", "192.168.55.113"),
+		"IPv4 goes":        set(0, "fd00:99::13", "fd00:55::113"),
+		"all goes":         func(in *Input) { in.Tenants = nil },
+		"new IPv6":         set(0, "192.168.99.13", "192.168.55.113", "fd00:99::13", "fd00:55::120"),
+		"new IPv6 gateway": set(0, "192.168.99.13", "192.168.55.113", "fd00:99::20", "fd00:55::113"),
+		"IPv6 swapped, IPv4 not": func(in *Input) {
+			set(0, "192.168.99.13", "192.168.55.113", "fd00:99::14", "fd00:55::114")(in)
+			set(1, "192.168.99.14", "192.168.55.114", "fd00:99::13", "fd00:55::113")(in)
+		},
+		"IPv6 handed over": func(in *Input) {
+			in.Tenants = []Numbered{numbered(1, "ns-blue", "192.168.99.13", "192.168.55.113"), numbered(3, "ns-new", "fd00:99::14", "fd00:55::113")}
+		},
+		"node loses IPv6": func(in *Input) { in.Nodes[0] = node("node1", "192.168.99.21", "10.128.0.0/23") },
+		"the VM loses IPv6 pods": func(in *Input) {
+			in.Networks[0].PodNetworks, in.Nodes = prefixes("10.128.0.0/14"), nil
+			set(0, "192.168.99.13", "192.168.55.113")(in)
+			set(1, "192.168.99.14", "192.168.55.114")(in)
+		},
+	}
+}
+
+func converges(t *testing.T, begin func() Input, changes map[string]func(in *Input)) {
+	for name, change := range changes {
 		t.Run(name, func(t *testing.T) {
-			before, after := demo(), demo()
+			before, after := begin(), begin()
 			change(&after)
 			for _, way := range [][2]Input{{before, after}, {after, before}} {
 				from, to := mustDesired(t, way[0]), mustDesired(t, way[1])
@@ -208,7 +251,8 @@ func TestDiffConverges(t *testing.T) {
 	}
 }
 
-// TestDiffRandom drives random inputs from random points of interruption.
+// TestDiffRandom drives random inputs from random points of interruption:
+// tenants of either family and of both, whose addresses change hands.
 func TestDiffRandom(t *testing.T) {
 	const seed = 1
 	r := rand.New(rand.NewPCG(seed, seed))
@@ -216,10 +260,15 @@ func TestDiffRandom(t *testing.T) {
 	for round := range 400 {
 		in := demo()
 		in.Tenants = nil
-		egress, gateways := r.Perm(8), r.Perm(8)
+		if r.IntN(2) == 0 {
+			in.Networks[0].PodNetworks = append(in.Networks[0].PodNetworks, prefixes("fd01::/48")...)
+		}
+		egress, gateways, egress6, gateways6 := r.Perm(8), r.Perm(8), r.Perm(8), r.Perm(8)
 		for i, n := range r.Perm(6)[:r.IntN(6)] {
-			t := numbered(n*0x77+1, fmt.Sprintf("t%d", r.IntN(3)*10+i), fmt.Sprintf("192.168.99.%d", 30+gateways[i]), fmt.Sprintf("192.168.55.%d", 130+egress[i]))
-			in.Tenants = append(in.Tenants, t)
+			four := []string{fmt.Sprintf("192.168.99.%d", 30+gateways[i]), fmt.Sprintf("192.168.55.%d", 130+egress[i])}
+			six := []string{fmt.Sprintf("fd00:99::%d", 30+gateways6[i]), fmt.Sprintf("fd00:55::%d", 130+egress6[i])}
+			ips := [][]string{four, six, append(slices.Clone(four), six...)}[r.IntN(3)]
+			in.Tenants = append(in.Tenants, numbered(n*0x77+1, fmt.Sprintf("t%d", r.IntN(3)*10+i), ips...))
 		}
 		want := mustDesired(t, in)
 		steps := Diff(want, w.state)
