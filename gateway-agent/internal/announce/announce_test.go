@@ -144,6 +144,22 @@ func TestRefreshAndForget(t *testing.T) {
 	}
 }
 
+// TestRefreshIPv6: unsolicited neighbour advertisements are repeated too, from
+// the tenant's MAC, so that no switch forgets it.
+func TestRefreshIPv6(t *testing.T) {
+	gw, node := pair(t)
+	a := start(t, gw, Options{PerSecond: 1000, Refresh: 20 * time.Millisecond})
+	a.Keep([]Target{target("fd00:99::13")})
+	for range 3 {
+		// Each time the node knows a wrong address, which only an announcement
+		// corrects: nobody answers there.
+		node.Run("ip neigh replace fd00:99::13 lladdr 02:00:00:00:00:99 dev eth0 nud stale")
+		eventually(t, "a refresh corrects the node", func() bool {
+			return strings.Contains(node.Run("ip neigh show fd00:99::13"), "02:00:c0:a8:63:0d")
+		})
+	}
+}
+
 // watchAll reports the form of each gratuitous ARP packet that a node receives.
 func watchAll(t *testing.T, n *nettest.Net) (<-chan byte, error) {
 	out := make(chan byte, 1000)
