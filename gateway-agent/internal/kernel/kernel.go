@@ -39,6 +39,7 @@ type Kernel struct {
 	nft    string
 	tables map[tenant.Family]*tables
 	nl     *netlink.Handle
+	seen   rulesSeen
 	log    *slog.Logger
 	// unprotected says that a guard or sysctl could not be set since Observe.
 	unprotected bool

@@ -18,7 +18,8 @@ import (
 )
 
 // Observe reads what is ours. The number of commands it runs does not depend
-// on the number of tenants, and none of them writes.
+// on the number of tenants, and none of them writes. The result is not to be
+// changed: a later one may share parts of it.
 func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
 	k.unprotected = false
 	s := plan.State{
@@ -52,15 +53,12 @@ func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
 		}
 		s.Sysctls[key] = v
 	}
-	for f, t := range k.tables {
-		if err := t.observe(ctx, f, &s); err != nil {
-			return s, err
-		}
-	}
-	if s.Neighbours, err = k.observeNeighbours(ctx); err != nil {
+	if err := k.observeRules(ctx, &s); err != nil {
 		return s, err
 	}
-	s.Guard, err = k.observeGuard(ctx)
+	// The kernel takes its chain away with the NIC, which counts as no change
+	// of the rules.
+	s.Neighbours, err = k.observeNeighbours(ctx)
 	return s, err
 }
 

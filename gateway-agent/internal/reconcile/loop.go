@@ -18,6 +18,8 @@ import (
 const (
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
+	// verifyAfter is how long after a change the kernel is looked at again.
+	verifyAfter = time.Second
 	// confirmPoll is how often the loop looks for a request of the operator.
 	confirmPoll = 2 * time.Second
 	// stopGrace is how long a pass that has begun may go on after a stop: a
@@ -81,8 +83,8 @@ func NewLoop(o Options) *Loop {
 }
 
 // Run restores the memory from the disk, or from the kernel, and then makes a
-// pass at once, whenever changed receives, at each resync, and after a failure
-// with a growing delay, until ctx ends. It returns an error only if the disk
+// pass at once, whenever changed receives, at each resync, a moment after each
+// change, and after a failure with a growing delay, until ctx ends. It returns an error only if the disk
 // copy or the kernel can not be read at the start.
 func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
 	if err := l.restore(ctx); err != nil {
@@ -97,6 +99,11 @@ func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
 		var retry <-chan time.Time
 		if l.passUnhurried(ctx) {
 			delay = firstRetry
+			if l.Snapshot().Pass.Steps > 0 {
+				// Has the kernel really taken it, and keeps it? What this look
+				// finds, the next change does not have to wait for.
+				retry = time.After(verifyAfter)
+			}
 		} else {
 			retry = time.After(delay)
 			delay = min(2*delay, lastRetry)
