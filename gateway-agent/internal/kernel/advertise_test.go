@@ -98,8 +98,8 @@ func wait(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestPreflightIPv6: the IPv6 default route counts where IPv6 can be served,
-// and what is wrong with it keeps no gateway from serving IPv4.
+// TestPreflightIPv6: the IPv6 default route counts while a tenant has IPv6, and
+// what is wrong with it keeps no gateway from serving IPv4.
 func TestPreflightIPv6(t *testing.T) {
 	l := newLab(t, "iptables-nft")
 	check := func(want string) {
@@ -115,8 +115,14 @@ func TestPreflightIPv6(t *testing.T) {
 			t.Errorf("failed checks: %v, want %s", got, want)
 		}
 	}
-	check("[]")
 	l.gw.Run("ip address add fd00:99::12/64 dev enp1s0 nodad; ip address add fd00:55::12/64 dev enp7s0 nodad")
+	check("[]")
+	l.open("iptables-nft")
+	in := l.input()
+	l.serve(in)
+	check("[]")
+	in.Tenants[0].GatewayIPs, in.Tenants[0].EgressIPs = addrs("fd00:99::13"), addrs("fd00:55::113")
+	l.serve(in)
 	check("[default route IPv6 partial=true]")
 	l.gw.Run("ip -6 route add default via fd00:99::21")
 	check("[default route IPv6 partial=true]")

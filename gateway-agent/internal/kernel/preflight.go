@@ -6,11 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -40,7 +38,7 @@ func (k *Kernel) Preflight(ctx context.Context) []Check {
 		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up", false},
 		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs", false},
 		{"default route", k.defaultRoute(tenant.IPv4), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped", false},
-		{"default route IPv6", k.defaultRoute6(ctx), "give the external interface an IPv6 default route, or the internal one no IPv6 address: IPv6 packets of tenants go nowhere, or elsewhere and are dropped", true},
+		{"default route IPv6", k.defaultRoute6(), "give the external interface an IPv6 default route: IPv6 packets of tenants go nowhere, or elsewhere, and are dropped", true},
 		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: update-alternatives --set iptables /usr/sbin/iptables-<legacy or nft>", false},
 		{"sysctls", k.sysctlsWritable(), "give the process a writable /proc/sys/net, for example with --security-opt systempaths=unconfined", false},
 	}
@@ -104,13 +102,18 @@ func (k *Kernel) distinct() error {
 	return nil
 }
 
-// defaultRoute6 checks the IPv6 default route where IPv6 tenants can be served.
-func (k *Kernel) defaultRoute6(ctx context.Context) error {
-	h, err := k.Facts(ctx)
-	if err != nil || !h.IPv6 || !slices.ContainsFunc(h.OnLink, func(p netip.Prefix) bool { return p.Addr().Is6() }) {
+// defaultRoute6 checks the IPv6 default route while a tenant needs it.
+func (k *Kernel) defaultRoute6() error {
+	links, err := dumpLinks(false)
+	if err != nil {
 		return err
 	}
-	return k.defaultRoute(tenant.IPv6)
+	for _, l := range ourLinks(links) {
+		if l.IPv6 {
+			return k.defaultRoute(tenant.IPv6)
+		}
+	}
+	return nil
 }
 
 // defaultRoute looks at the default route of the lowest metric.
