@@ -60,7 +60,9 @@ func (l *Lab) netlink(part Part) (*netlink.Handle, error) {
 }
 
 // makeBridge makes a bridge with addresses. Ports forward from the first
-// moment (no spanning tree, no delay), and multicast goes to all.
+// moment (no spanning tree, no delay), and multicast goes to all. Its MAC address
+// is fixed: left alone a bridge takes that of its lowest port, so that a pod or
+// node that joins would cut the others off until they ask for it anew.
 func (l *Lab) makeBridge(part Part, name string, addrs ...string) error {
 	h, err := l.netlink(part)
 	if err != nil {
@@ -69,6 +71,13 @@ func (l *Lab) makeBridge(part Part, name string, addrs ...string) error {
 	snooping := false
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
+	first, err := netip.ParsePrefix(addrs[0])
+	if err != nil {
+		return fmt.Errorf("make bridge %s in %s: %w", name, part, err)
+	}
+	if attrs.HardwareAddr, err = net.ParseMAC(mac(first.Addr().String())); err != nil {
+		return fmt.Errorf("make bridge %s in %s: %w", name, part, err)
+	}
 	if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}); err != nil {
 		return fmt.Errorf("make bridge %s in %s: %w", name, part, err)
 	}
