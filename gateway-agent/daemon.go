@@ -147,6 +147,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Trouble: func() []plan.Problem {
 			return slices.Concat(checks.problems(ctx), a.strays.Problems(), a.claims.Problems(), troubleOf(a.follower), a.ports.View().Problems)
 		},
+		Spills: func() []plan.Spill { return a.ports.View().Spills },
 		Sweep:  a.sweep.Poke,
 		OnPass: func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
 	}

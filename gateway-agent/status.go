@@ -240,7 +240,7 @@ func (r *report) judge(s sight) {
 		add("%s is held: its record vanished with many others, without a tombstone; `gateway-agent confirm-removals` lets it go", ref)
 	}
 	if s.Found {
-		r.Pending = describeSteps(plan.Diff(want, s.state))
+		r.Pending = describeSteps(plan.Diff(want, s.state.WithoutSpills()))
 	}
 	r.Healthy = len(r.Problems) == 0 && len(r.Pending) == 0
 }

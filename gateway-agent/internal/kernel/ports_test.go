@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"runtime"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"egress-gateway.io/gateway-agent/internal/flows"
 	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
+	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
 )
 
@@ -41,15 +43,13 @@ func (p portCounts) Lost(ctx context.Context) (reconcile.LostFlows, error) {
 	return reconcile.LostFlows(lost), err
 }
 
-// watch makes a port watch over blue (number 1) and red (number 2).
-func (l *lab) watch() *reconcile.PortWatch {
-	entry := func(n int, ip string) reconcile.Entry {
-		e := reconcile.Entry{Number: n}
-		e.Record.EgressIPs = addrs(ip)
-		return e
+// watch makes a port watch over the tenants of in.
+func (l *lab) watch(in plan.Input) *reconcile.PortWatch {
+	tenants := make(map[string]reconcile.Entry)
+	for _, t := range in.Tenants {
+		tenants[t.Name] = reconcile.Entry{Number: t.Number, Record: t.Tenant}
 	}
-	snap := &reconcile.Snapshot{Memory: reconcile.Memory{Clusters: map[string]reconcile.Cluster{"demo": {
-		Tenants: map[string]reconcile.Entry{"ns-blue": entry(1, blue), "ns-red": entry(2, red)}}}}}
+	snap := &reconcile.Snapshot{Memory: reconcile.Memory{Clusters: map[string]reconcile.Cluster{"demo": {Tenants: tenants}}}}
 	return &reconcile.PortWatch{
 		Flows: portCounts{l}, MarkMask: l.host.MarkMask, Ports: flows.Ports, Clock: time.Now, Log: slog.New(slog.DiscardHandler),
 		Snapshot: func() *reconcile.Snapshot { return snap }, Changed: func() {},
@@ -76,7 +76,7 @@ func TestPortExhaustion(t *testing.T) {
 	l.pods()
 	l.serve(l.input())
 	l.gw.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")
-	w := l.watch()
+	w := l.watch(l.input())
 	look := func() *reconcile.PortsView {
 		t.Helper()
 		if _, err := w.Look(context.Background()); err != nil {
@@ -237,4 +237,83 @@ func TestSeveralAddresses(t *testing.T) {
 		expect(t, l.node1, "10.128.0.102", three[0])
 		l.clean(append(three, red)...)
 	})
+}
+
+// TestSpillOver fills the ports of one of blue's two addresses towards one
+// destination: new connections take the other one, those that are there keep
+// theirs, and other destinations do not notice.
+func TestSpillOver(t *testing.T) {
+	eachBackend(t, func(t *testing.T, l *lab) {
+		const second = "192.168.55.115"
+		in := l.input()
+		in.Tenants[0].EgressIPs = addrs(blue, second) // pods with an even address have the first one
+		l.serve(in)
+		l.gw.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")
+		l.ext.Echo("203.0.113.10:53")
+		busy := netip.MustParseAddrPort("203.0.113.10:53")
+		long := l.dialTo(t, "10.128.0.10", busy.String())
+		if got, err := nettest.Ask(long); got != blue {
+			t.Fatal(got, err)
+		}
+
+		w := l.watch(in)
+		// A quarter of the ports stands for all of them: here it is about what the
+		// watch and the rules do.
+		w.Ports = flows.Ports / 4
+		one := l.node1.Raw("10.128.0.10")
+		look := func() *reconcile.PortsView {
+			t.Helper()
+			if _, err := w.Look(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			return w.View()
+		}
+		for rounds := 0; rounds < 10 && len(look().Spills) == 0; rounds++ {
+			for port := range w.Ports * 95 / 100 {
+				one.UDP(uint16(2000+port), busy)
+			}
+		}
+		if len(w.View().Spills) != 1 {
+			t.Fatalf("spills: %v", w.View().Spills)
+		}
+		in.Spills = w.View().Spills
+		l.serve(in)
+
+		if got := l.node1.Seen("udp", "10.128.0.10", busy.String()); got != second {
+			t.Errorf("a new connection to the busy destination: seen as %s", got)
+		}
+		if got, err := nettest.Ask(long); got != blue {
+			t.Errorf("the connection that was there: %q, %v", got, err)
+		}
+		if got := l.node1.Seen("tcp", "10.128.0.10", busy.String()); got != blue {
+			t.Errorf("another protocol: seen as %s", got)
+		}
+		expect(t, l.node1, "10.128.0.10", blue) // another port
+		expect(t, l.node1, "10.128.0.11", red)
+		if v := look(); len(v.Spills) != 1 || v.Tenants[reconcile.Ref{Cluster: "demo", Name: "ns-blue"}].Busiest.Egress.String() != blue {
+			t.Errorf("a second look: %+v", v.Spills)
+		}
+
+		// The address has room again.
+		l.gw.Run("conntrack -D -p udp -s 10.128.0.10 -d 203.0.113.10 --dport 53 >/dev/null 2>&1")
+		if v := look(); len(v.Spills) != 0 {
+			t.Errorf("spills: %v", v.Spills)
+		}
+		in.Spills = nil
+		l.serve(in)
+		if got := l.node1.Seen("udp", "10.128.0.10", busy.String()); got != blue {
+			t.Errorf("with room again: seen as %s", got)
+		}
+		l.clean(blue, second, red)
+	})
+}
+
+func (l *lab) dialTo(t *testing.T, pod, to string) net.Conn {
+	t.Helper()
+	c, err := l.node1.Dial("udp", pod, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
 }

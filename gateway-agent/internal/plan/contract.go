@@ -57,6 +57,8 @@ type Input struct {
 	// Conflicts are addresses that another host has, with its MAC; a tenant is
 	// not served in the family of such an address.
 	Conflicts map[netip.Addr]string
+	// Spills are exceptions for addresses whose ports are used up.
+	Spills []Spill
 }
 
 // ReasonConflict is the reason of a problem with an address that another host

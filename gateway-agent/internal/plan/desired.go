@@ -298,6 +298,7 @@ func (b *builder) serve(f tenant.Family, number int, id string, gateway netip.Ad
 		}
 	}
 	b.rules[f].tenant(number, id, egress)
+	b.rules[f].spills(number, id, egress, b.in.Spills)
 }
 
 func contains(list []netip.Prefix, a netip.Addr) bool {

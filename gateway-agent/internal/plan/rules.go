@@ -28,7 +28,7 @@ const (
 // ordered tells the chains whose rules have an order.
 func ordered(name string) bool {
 	switch name {
-	case chainMark, chainSNAT, chainFwd, chainOut, chainExt, chainRej:
+	case chainMark, chainSNAT, chainSpill, chainFwd, chainOut, chainExt, chainRej:
 		return true
 	}
 	return false

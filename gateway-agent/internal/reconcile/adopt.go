@@ -61,6 +61,9 @@ func sourcesOf(chains map[plan.ChainID][]string) map[string][]netip.Addr {
 		}
 		for _, rule := range rules {
 			args := ruleArgs(rule)
+			if args["-d"] != "" {
+				continue // an exception for one destination
+			}
 			egress, err := netip.ParseAddr(args["--to-source"])
 			if owner := args["--comment"]; err == nil && owner != "" {
 				low, _, _ := strings.Cut(args["-s"], "/")

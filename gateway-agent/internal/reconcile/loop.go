@@ -27,8 +27,7 @@ const (
 	stopGrace = 3 * time.Second
 )
 
-// Options of a Loop. All fields are required but
-// OnPass and Prober.
+// Options of a Loop. All fields are required but OnPass, Prober and Spills.
 type Options struct {
 	Gateway, Group string
 	Resync         time.Duration
@@ -46,6 +45,8 @@ type Options struct {
 	Views func() map[string]View
 	// Trouble returns what is wrong with the bus itself, to be reported.
 	Trouble func() []plan.Problem
+	// Spills returns the exceptions for addresses whose ports are used up.
+	Spills func() []plan.Spill
 	// Sweep is told to look for untranslated connections after an announcement.
 	Sweep func()
 	// OnPass is told about each pass, for metrics.

@@ -84,6 +84,9 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 	}
 
 	in := InputOf(l.memory, res.host)
+	if l.Spills != nil {
+		in.Spills = l.Spills()
+	}
 	want, problems := plan.Desired(in)
 	if in.Conflicts = l.contested(ctx, want, have, res.host); len(in.Conflicts) > 0 {
 		want, problems = plan.Desired(in)

@@ -127,6 +127,9 @@ func (w *PortWatch) problems(tenants owners) []plan.Problem {
 			p.Reason = ReasonPortsExhausted
 			what = fmt.Sprintf("the kernel finds no free one of the %d ports any more, or not soon enough; new connections there fail, others do not", w.Ports)
 		}
+		if to, spills := w.spilling[t]; spills {
+			what = fmt.Sprintf("of the %d ports too few are free; new connections there leave with %s meanwhile", w.Ports, to)
+		}
 		p.Message = fmt.Sprintf("%s %s towards %s: %s; %s", whose, t.Egress, t.Where(), what, remedy)
 		out = append(out, p)
 	}

@@ -71,6 +71,7 @@ type PortsView struct {
 	// because their tenant had no port left.
 	Failed   map[Ref]uint64
 	Problems []plan.Problem
+	Spills   []plan.Spill
 }
 
 // PortWatch watches how many source ports the tenants use towards single
@@ -83,11 +84,12 @@ type PortWatch struct {
 	Clock    func() time.Time
 	Log      *slog.Logger
 	Snapshot func() *Snapshot
-	// Changed is told when the problems are others than before.
+	// Changed is told when the problems or the spills are others than before.
 	Changed func()
 
-	levels map[PortTarget]portState
-	view   atomic.Pointer[PortsView]
+	levels   map[PortTarget]portState
+	spilling map[PortTarget]netip.Addr // the address that new connections take
+	view     atomic.Pointer[PortsView]
 }
 
 // View returns what the last look found. Safe for concurrent use.
@@ -156,9 +158,10 @@ func (w *PortWatch) Look(ctx context.Context) (busiest float64, err error) {
 		now.Failed = attribute(now.Failed, lost.NotInserted-before.Lost.NotInserted, tenants.of(failing))
 	}
 	w.judge(usage.Full, failing, began)
+	now.Spills = w.spill(usage.Full, tenants)
 	now.Problems = w.problems(tenants)
 	w.view.Store(now)
-	if !slices.Equal(before.Problems, now.Problems) {
+	if !slices.Equal(before.Problems, now.Problems) || !slices.Equal(before.Spills, now.Spills) {
 		w.Changed()
 	}
 	return busiest, nil

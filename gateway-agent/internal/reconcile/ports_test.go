@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -217,5 +218,41 @@ func TestWarningsDoNotFail(t *testing.T) {
 	}
 	if kindOf(warning) != EventPorts || kindOf(failure) != EventProblem {
 		t.Error("kinds of events")
+	}
+}
+
+// TestPortSpill: new connections of a full target take an address that has
+// room, and come back when it has room again.
+func TestPortSpill(t *testing.T) {
+	const one, two, three = "192.168.55.113", "192.168.55.115", "192.168.55.116"
+	b := newPortsBench()
+	e := b.Snapshot().Memory.Clusters["c1"].Tenants["blue"]
+	e.Record.EgressIPs = []netip.Addr{netip.MustParseAddr(one), netip.MustParseAddr("fd00::1"), netip.MustParseAddr(two), netip.MustParseAddr(three)}
+	b.Snapshot().Memory.Clusters["c1"].Tenants["blue"] = e
+	for i, step := range []struct {
+		used map[string]int
+		want string
+	}{
+		{map[string]int{one: 899}, ""},
+		{map[string]int{one: 900}, one + ">" + two},
+		{map[string]int{one: 600, two: 700}, one + ">" + two}, // as long as that has room enough
+		{map[string]int{one: 990, two: 900}, one + ">" + three + " " + two + ">" + three},
+		{map[string]int{one: 990, two: 900, three: 600}, one + ">" + three + " " + two + ">" + three},
+		{map[string]int{one: 990, two: 990, three: 910}, ""}, // nobody has room
+		{map[string]int{one: 990, two: 990, three: 499}, one + ">" + three + " " + two + ">" + three},
+		{map[string]int{one: 499, two: 499}, ""},
+		{map[string]int{"192.168.55.114": 999}, ""}, // red has one address only
+	} {
+		b.look(t, step.used)
+		got := ""
+		for _, s := range b.View().Spills {
+			if s.Tenant != "c1/blue" || s.Protocol != 17 || s.Destination.String() != "203.0.113.10:53" {
+				t.Errorf("step %d: %+v", i, s)
+			}
+			got += " " + s.From.String() + ">" + s.To.String()
+		}
+		if got = strings.TrimSpace(got); got != step.want {
+			t.Errorf("step %d: spills %q, want %q", i, got, step.want)
+		}
 	}
 }
