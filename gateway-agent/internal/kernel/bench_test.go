@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
 
@@ -68,4 +70,31 @@ func (l *lab) want(in plan.Input) plan.State {
 		l.t.Fatalf("problems: %v", problems[0])
 	}
 	return want
+}
+
+// BenchmarkScrape measures what the counters of 1,000 tenants cost.
+func BenchmarkScrape(b *testing.B) {
+	l := newLab(b, "iptables-nft")
+	l.serve(l.many(1000))
+	used := func() (sum time.Duration) {
+		for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+			var u unix.Rusage
+			if err := unix.Getrusage(who, &u); err != nil {
+				b.Fatal(err)
+			}
+			sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+		}
+		return sum
+	}
+	began := used()
+	b.ResetTimer()
+	for b.Loop() {
+		l.gw.Do(func() {
+			c, err := l.kernel.Counters(b.Context())
+			if err != nil || len(c.Tenants) != 1000 || len(c.Refused) == 0 || len(c.Guards) == 0 {
+				b.Errorf("%d tenants, %v", len(c.Tenants), err)
+			}
+		})
+	}
+	b.ReportMetric(float64((used()-began).Milliseconds())/float64(b.N), "cpu-ms/op")
 }
