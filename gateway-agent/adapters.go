@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -95,18 +97,55 @@ func (p portsAdapter) Lost(ctx context.Context) (reconcile.LostFlows, error) {
 	return reconcile.LostFlows(l), err
 }
 
-type announceAdapter struct{ *announce.Announcer }
+// announceAdapter announces gateway IPs on the nodes' network and egress IPs
+// outside, each at its own pace: the pace that OVN needs must not hold up the
+// routers, and an egress IP waits for no gateway IP.
+type announceAdapter struct{ inside, outside *announce.Announcer }
 
-func (a announceAdapter) Announce(addr plan.Addr) {
-	a.Announcer.Announce(announce.Target(addr))
+// The pace outside: routers learn at hundreds of packets a second, and need no
+// refresh for the VM's own MAC; it mends what a router got wrong.
+const (
+	outsidePerSecond = 100
+	outsideRefresh   = 5 * time.Minute
+)
+
+func newAnnouncer(log *slog.Logger) (announceAdapter, error) {
+	inside, err := announce.New(announce.Options{Log: log})
+	if err != nil {
+		return announceAdapter{}, err
+	}
+	outside, err := announce.New(announce.Options{PerSecond: outsidePerSecond, Requests: outsidePerSecond, Refresh: outsideRefresh, Log: log})
+	if err != nil {
+		return announceAdapter{}, errors.Join(err, inside.Close())
+	}
+	return announceAdapter{inside, outside}, nil
 }
 
-func (a announceAdapter) Keep(addrs []plan.Addr) {
-	targets := make([]announce.Target, len(addrs))
-	for i, addr := range addrs {
-		targets[i] = announce.Target(addr)
+// at returns the link on which ip is announced regularly.
+func (a announceAdapter) at(ip netip.Addr) (string, bool) {
+	if dev, ok := a.inside.At(ip); ok {
+		return dev, true
 	}
-	a.Announcer.Keep(targets)
+	return a.outside.At(ip)
+}
+
+func (a announceAdapter) of(addr plan.Addr) *announce.Announcer {
+	if _, link := plan.LinkNumber(addr.Dev); link {
+		return a.inside
+	}
+	return a.outside
+}
+
+func (a announceAdapter) Announce(addr plan.Addr) { a.of(addr).Announce(announce.Target(addr)) }
+
+func (a announceAdapter) Keep(addrs []plan.Addr) {
+	targets := map[*announce.Announcer][]announce.Target{a.inside: nil, a.outside: nil}
+	for _, addr := range addrs {
+		targets[a.of(addr)] = append(targets[a.of(addr)], announce.Target(addr))
+	}
+	for announcer, list := range targets {
+		announcer.Keep(list)
+	}
 }
 
 // prober asks for addresses with one probe each.

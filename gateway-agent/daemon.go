@@ -89,7 +89,7 @@ type agent struct {
 	status    *bus.StatusWriter
 	audit     *bus.Audit
 	flows     *flows.Flows
-	announcer *announce.Announcer
+	announcer announceAdapter
 	loop      *reconcile.Loop
 	sweeper   reconcile.Sweeper
 	reporter  reconcile.Reporter
@@ -110,7 +110,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	if a.flows, err = flows.Open(); err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
 	}
-	if a.announcer, err = announce.New(announce.Options{Log: log}); err != nil {
+	if a.announcer, err = newAnnouncer(log); err != nil {
 		return nil, fmt.Errorf("announcements: %w", err)
 	}
 	version := daemon.Version()
@@ -133,16 +133,16 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,
 	}
 	a.claims = &reconcile.Claims{
-		Announce: announceAdapter{a.announcer}.Announce, External: c.ExternalInterface, Counted: m.conflicts.Inc, Clock: time.Now, Log: log,
+		Announce: a.announcer.Announce, External: c.ExternalInterface, Counted: m.conflicts.Inc, Clock: time.Now, Log: log,
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,
 	}
 	a.strays = &reconcile.Strays{
-		Every: straysEvery, Read: k.Strays, Numbers: flowsAdapter{a.flows}.numbers(c.MarkMask), Announce: announceAdapter{a.announcer}.Announce,
+		Every: straysEvery, Read: k.Strays, Numbers: flowsAdapter{a.flows}.numbers(c.MarkMask), Announce: a.announcer.Announce,
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke, Log: log,
 	}
 	options := reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
-		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: announceAdapter{a.announcer}, Audit: auditAdapter{a.audit},
+		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: a.announcer, Audit: auditAdapter{a.audit},
 		Views: func() map[string]reconcile.View { return viewsOf(a.follower) },
 		Trouble: func() []plan.Problem {
 			return slices.Concat(checks.problems(ctx), a.strays.Problems(), a.claims.Problems(), troubleOf(a.follower), a.ports.View().Problems)
@@ -152,7 +152,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		OnPass: func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
 	}
 	if c.ProbeWait > 0 {
-		options.Prober = prober{a.announcer, c.ProbeWait}
+		options.Prober = prober{a.announcer.inside, c.ProbeWait}
 	}
 	a.loop = reconcile.NewLoop(options)
 	a.sweeper = reconcile.Sweeper{Flows: conns, Audit: auditAdapter{a.audit}, Log: log, Snapshot: a.loop.Snapshot}
@@ -203,7 +203,7 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the neighbours: %w", err)
 	}
-	conflicts, err := a.announcer.Conflicts(ctx, a.config.InternalInterface, a.config.ExternalInterface)
+	conflicts, err := announce.Conflicts(ctx, a.announcer.at, a.config.InternalInterface, a.config.ExternalInterface)
 	if err != nil {
 		return fmt.Errorf("watch for address conflicts: %w", err)
 	}
@@ -220,7 +220,8 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go("status", a.status.Run)
 	g.Go("status events", forward(a.status.Changed(), a.report))
 	g.Go("reporter", func(ctx context.Context) error { return a.reporter.Run(ctx, a.report.C()) })
-	g.Go("announcer", a.announcer.Run)
+	g.Go("announcer inside", a.announcer.inside.Run)
+	g.Go("announcer outside", a.announcer.outside.Run)
 	g.Go("sweeper", func(ctx context.Context) error {
 		return a.sweeper.Run(ctx, translate(ctx, resolved), a.sweep.C(), a.config.Resync)
 	})

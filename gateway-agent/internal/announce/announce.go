@@ -23,19 +23,26 @@ type Target struct {
 	IP  netip.Addr
 }
 
-// Options of an Announcer. Zero values mean the defaults.
+// Options of an Announcer. Zero values mean the defaults, which suit the nodes'
+// network.
 type Options struct {
-	PerSecond int           // packets per second, default 20: an OVN node takes 25 ARP packets
-	Burst     int           // packets at once after a pause, default 4
-	Repeat    int           // announcements of a new address, default 3
-	Interval  time.Duration // between these, default 1 s
-	Refresh   time.Duration // of all addresses, default 100 s: switches forget a MAC after 300 s, nothing else keeps it known
-	Log       *slog.Logger
+	// PerSecond are the packets a second that neighbours may learn from, default
+	// 20: an OVN node takes 25 of these. Requests are the others: gratuitous ARP
+	// requests, default 100.
+	PerSecond, Requests int
+	Burst               int           // packets at once after a pause, default 4
+	Repeat              int           // announcements of a new address, default 3
+	Interval            time.Duration // between these, default 1 s
+	Refresh             time.Duration // of all addresses, default 100 s: switches forget a MAC after 300 s, nothing else keeps it known
+	Log                 *slog.Logger
 }
 
 func (o Options) withDefaults() Options {
 	if o.PerSecond <= 0 {
 		o.PerSecond = 20
+	}
+	if o.Requests <= 0 {
+		o.Requests = 100
 	}
 	if o.Burst <= 0 {
 		o.Burst = 4
@@ -79,7 +86,8 @@ func New(o Options) (*Announcer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
-	return &Announcer{o: o.withDefaults(), fd: fd, wake: make(chan struct{}, 1), kept: make(map[Target]bool)}, nil
+	o = o.withDefaults()
+	return &Announcer{o: o, fd: fd, wake: make(chan struct{}, 1), kept: make(map[Target]bool), due: newSchedule(o, time.Now())}, nil
 }
 
 // Announce queues announcements of addresses that are new at their place; it
@@ -88,7 +96,7 @@ func (a *Announcer) Announce(targets ...Target) {
 	a.mu.Lock()
 	now := time.Now()
 	for _, t := range targets {
-		a.due.put(entry{target: t, at: now, left: a.o.Repeat})
+		a.due.put(entry{target: t, at: now, form: firstForm(t), left: a.o.Repeat})
 	}
 	a.mu.Unlock()
 	a.poke()
@@ -106,13 +114,21 @@ func (a *Announcer) Keep(all []Target) {
 		a.places[t.IP] = t.Dev
 		if !a.kept[t] && !a.due.has(t) {
 			// Spread out, so that thousands of refreshes do not fall due at once.
-			a.due.put(entry{target: t, at: now.Add(a.o.Refresh * time.Duration(i) / time.Duration(len(all)))})
+			a.due.put(entry{target: t, form: firstForm(t), at: now.Add(a.o.Refresh * time.Duration(i) / time.Duration(len(all)))})
 		}
 	}
 	a.kept = kept
 	a.due.keep(func(t Target) bool { return kept[t] })
 	a.mu.Unlock()
 	a.poke()
+}
+
+// At returns the link of an address that is kept.
+func (a *Announcer) At(ip netip.Addr) (dev string, kept bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	dev, kept = a.places[ip]
+	return dev, kept
 }
 
 func (a *Announcer) poke() {
@@ -126,7 +142,6 @@ func (a *Announcer) poke() {
 // for example because its link is gone, is logged once and not repeated.
 func (a *Announcer) Run(ctx context.Context) error {
 	defer a.Close()
-	pace := newPacer(a.o.PerSecond, a.o.Burst, time.Now())
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -136,50 +151,61 @@ func (a *Announcer) Run(ctx context.Context) error {
 		case <-a.wake:
 		case <-timer.C:
 		}
-		timer.Reset(a.sendDue(pace))
+		timer.Reset(a.sendDue())
 	}
 }
 
 // sendDue sends what is due and the pace allows, and returns how long to wait.
-func (a *Announcer) sendDue(pace *pacer) time.Duration {
-	const idle = time.Hour // a poke ends it
+func (a *Announcer) sendDue() time.Duration {
 	for {
-		now := time.Now()
-		if wait := pace.wait(now); wait > 0 {
-			return wait
-		}
 		a.mu.Lock()
-		e, wait, ok := a.due.take(now, idle)
+		e, wait, ok := a.next(time.Now())
+		a.mu.Unlock()
 		if !ok {
-			a.mu.Unlock()
 			return wait
 		}
-		if next, more := a.after(e, now); more {
-			a.due.put(next)
-		}
-		a.mu.Unlock()
-
-		pace.spend()
 		if err := a.send(e); err != nil {
 			a.forget(e.target, err)
 		}
 	}
 }
 
-// after returns what follows e: the second form of the pair at once, the next
-// pair of a new address soon, else a refresh if the address is kept.
-func (a *Announcer) after(e entry, now time.Time) (entry, bool) {
-	next := entry{target: e.target, left: e.left}
-	switch {
-	case e.target.IP.Is4() && !e.second:
-		next.second, next.at = true, now
-		return next, true
-	case e.left > 1:
-		next.left, next.at = e.left-1, now.Add(a.o.Interval)
-		return next, true
+// next takes what is to be sent now and puts in what follows it, or returns how
+// long there is nothing to send.
+func (a *Announcer) next(now time.Time) (entry, time.Duration, bool) {
+	const idle = time.Hour // a poke ends it
+	e, wait, ok := a.due.take(now, idle)
+	if !ok {
+		return entry{}, wait, false
 	}
-	next.left, next.at = 0, now.Add(a.o.Refresh)
-	return next, a.kept[e.target]
+	if follows, more := a.after(e, now); more {
+		a.due.put(follows)
+	}
+	return e, 0, true
+}
+
+// after returns what follows e: the reply after the request of a new address,
+// its next round soon, then refreshes for as long as the address is kept. A
+// refresh is for the switches; the request does, and has no node learn anything.
+func (a *Announcer) after(e entry, now time.Time) (entry, bool) {
+	follows := entry{target: e.target, form: firstForm(e.target), left: e.left}
+	switch {
+	case e.fresh() && e.form == formRequest:
+		follows.form, follows.at = formReply, now
+		return follows, true
+	case e.left > 1:
+		follows.left, follows.at = e.left-1, now.Add(a.o.Interval)
+		return follows, true
+	}
+	follows.left, follows.at = 0, now.Add(a.o.Refresh)
+	return follows, a.kept[e.target]
+}
+
+func firstForm(t Target) form {
+	if t.IP.Is4() {
+		return formRequest
+	}
+	return formAdvert
 }
 
 func (a *Announcer) forget(t Target, err error) {
@@ -187,7 +213,7 @@ func (a *Announcer) forget(t Target, err error) {
 	kept := a.kept[t]
 	a.due.drop(t)
 	if kept {
-		a.due.put(entry{target: t, at: time.Now().Add(a.o.Refresh)})
+		a.due.put(entry{target: t, form: firstForm(t), at: time.Now().Add(a.o.Refresh)})
 	}
 	a.mu.Unlock()
 	a.o.Log.Warn("announcement failed", "dev", t.Dev, "ip", t.IP.String(), "err", err)

@@ -81,7 +81,7 @@ func TestPaceAndForms(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := start(t, gw, Options{PerSecond: 20, Burst: 4, Repeat: 2, Interval: 100 * time.Millisecond})
+	a := start(t, gw, Options{PerSecond: 10, Requests: 100, Burst: 2, Repeat: 2, Interval: 100 * time.Millisecond})
 	begin := time.Now()
 	a.Announce(target("192.168.99.13"), target("192.168.99.14"), target("192.168.99.15"))
 	ops := map[byte]int{}
@@ -93,9 +93,9 @@ func TestPaceAndForms(t *testing.T) {
 			t.Fatalf("packets so far: %v", ops)
 		}
 	}
-	// 12 packets, 4 of them at once, the others 50 ms apart.
+	// 6 replies, 2 of them at once, the others 100 ms apart; requests do not wait for them.
 	if d := time.Since(begin); d < 380*time.Millisecond {
-		t.Errorf("12 packets in %s: faster than 20 a second", d)
+		t.Errorf("6 replies in %s: faster than 10 a second", d)
 	}
 	if ops[arpRequest] != 6 || ops[arpReply] != 6 {
 		t.Errorf("forms: %v", ops)
@@ -113,7 +113,7 @@ func TestRefreshAndForget(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := start(t, gw, Options{PerSecond: 1000, Refresh: 20 * time.Millisecond})
+	a := start(t, gw, Options{Requests: 1000, Refresh: 20 * time.Millisecond})
 	a.Keep([]Target{target("192.168.99.13")})
 	for range 6 {
 		select {

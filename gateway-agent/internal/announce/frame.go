@@ -31,13 +31,13 @@ func (a *Announcer) send(e entry) error {
 	}
 	var frame []byte
 	to := unix.SockaddrLinklayer{Ifindex: index, Halen: 6}
-	switch {
-	case e.target.IP.Is6():
+	switch e.form {
+	case formAdvert:
 		frame = neighbourAdvertisement(mac, e.target.IP)
-	case e.second:
-		frame = gratuitousARP(mac, e.target.IP, arpRequest)
-	default:
+	case formReply:
 		frame = gratuitousARP(mac, e.target.IP, arpReply)
+	default:
+		frame = gratuitousARP(mac, e.target.IP, arpRequest)
 	}
 	copy(to.Addr[:], frame[:6])
 	return unix.Sendto(a.fd, frame, 0, &to)
@@ -52,17 +52,21 @@ type ifreqAddr struct {
 
 // link asks for index and MAC of one link; the net package would list them all.
 func (a *Announcer) link(dev string) (index int, mac net.HardwareAddr, err error) {
+	return linkOf(a.fd, dev)
+}
+
+func linkOf(fd int, dev string) (index int, mac net.HardwareAddr, err error) {
 	req, err := unix.NewIfreq(dev)
 	if err != nil {
 		return 0, nil, err
 	}
-	if err := unix.IoctlIfreq(a.fd, unix.SIOCGIFINDEX, req); err != nil {
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
 		return 0, nil, err
 	}
 	index = int(req.Uint32())
 	var hw ifreqAddr
 	copy(hw.name[:], dev)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(a.fd), unix.SIOCGIFHWADDR, uintptr(unsafe.Pointer(&hw))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCGIFHWADDR, uintptr(unsafe.Pointer(&hw))); errno != 0 {
 		return 0, nil, errno
 	}
 	return index, net.HardwareAddr(hw.data[:6]), nil

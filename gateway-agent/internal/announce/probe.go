@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -139,10 +140,11 @@ func arpSender(b []byte) (net.HardwareAddr, netip.Addr, bool) {
 	return bytes.Clone(b[8:14]), ip, !ip.IsUnspecified()
 }
 
-// Conflicts reports other hosts that use kept addresses as their own, until ctx
-// ends; the channel is closed then. nics are the VM's NICs: what comes from one
-// of their MACs is the VM itself. Reports are dropped when the reader is slow.
-func (a *Announcer) Conflicts(ctx context.Context, nics ...string) (<-chan Conflict, error) {
+// Conflicts reports other hosts that use an address of ours as their own, until
+// ctx ends; the channel is closed then. at tells the link of such an address.
+// nics are the VM's NICs: what comes from one of their MACs is the VM itself.
+// Reports are dropped when the reader is slow.
+func Conflicts(ctx context.Context, at func(netip.Addr) (string, bool), nics ...string) (<-chan Conflict, error) {
 	file, err := arpSocket(0)
 	if err != nil {
 		return nil, fmt.Errorf("watch for conflicts: %w", err)
@@ -160,7 +162,10 @@ func (a *Announcer) Conflicts(ctx context.Context, nics ...string) (<-chan Confl
 		defer file.Close()
 		receive(raw, func(b []byte, _ *unix.SockaddrLinklayer) {
 			mac, ip, ok := arpSender(b)
-			if !ok || !a.foreign(mac, ip, nics) {
+			if !ok {
+				return
+			}
+			if dev, ours := at(ip); !ours || !foreign(raw, mac, append([]string{dev}, nics...)) {
 				return
 			}
 			select {
@@ -172,17 +177,14 @@ func (a *Announcer) Conflicts(ctx context.Context, nics ...string) (<-chan Confl
 	return out, nil
 }
 
-// foreign tells whether ip is kept, but not at mac.
-func (a *Announcer) foreign(mac net.HardwareAddr, ip netip.Addr, nics []string) bool {
-	a.mu.Lock()
-	dev, kept := a.places[ip]
-	a.mu.Unlock()
-	if !kept {
-		return false
-	}
-	for _, nic := range append([]string{dev}, nics...) {
-		// A link that is gone has no MAC, and its address is ours no more.
-		if _, own, err := a.link(nic); err != nil || bytes.Equal(own, mac) {
+// foreign tells whether mac is none of the links'. A link that is gone has no
+// MAC, and its address is ours no more.
+func foreign(raw syscall.RawConn, mac net.HardwareAddr, links []string) bool {
+	for _, name := range links {
+		var own net.HardwareAddr
+		var failed error
+		err := raw.Control(func(fd uintptr) { _, own, failed = linkOf(int(fd), name) })
+		if err != nil || failed != nil || bytes.Equal(own, mac) {
 			return false
 		}
 	}

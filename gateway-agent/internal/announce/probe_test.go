@@ -57,7 +57,7 @@ func TestConflicts(t *testing.T) {
 	defer cancel()
 	var conflicts <-chan Conflict
 	var err error
-	gw.Do(func() { conflicts, err = a.Conflicts(ctx, "enp1s0") })
+	gw.Do(func() { conflicts, err = Conflicts(ctx, a.At, "enp1s0") })
 	if err != nil {
 		t.Fatal(err)
 	}

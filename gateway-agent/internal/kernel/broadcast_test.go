@@ -71,9 +71,9 @@ func TestBroadcastReachesNoOtherLink(t *testing.T) {
 		send(nettest.ARP(nettest.Broadcast(), nodeMAC, 1, asker, netip.MustParseAddr("192.168.99.12")))  // for the VM
 		send(nettest.ARP(nettest.Broadcast(), nodeMAC, 1, asker, netip.MustParseAddr("192.168.99.200"))) // for another
 		send(nettest.ARP(nettest.Broadcast(), nodeMAC, 2, asker, asker))                                 // gratuitous
-		send(datagram(nettest.Broadcast(), "192.168.99.21", "255.255.255.255"))                          // as DHCP
-		send(datagram(mac("01:00:5e:00:00:12"), "192.168.99.22", "224.0.0.18"))                          // as VRRP
-		send(datagram(mac("01:00:5e:00:00:01"), "192.168.99.23", "224.0.0.1"))                           // all hosts
+		send(nettest.Datagram(nettest.Broadcast(), nodeMAC, "192.168.99.21", "255.255.255.255"))         // as DHCP
+		send(nettest.Datagram(mac("01:00:5e:00:00:12"), nodeMAC, "192.168.99.22", "224.0.0.18"))         // as VRRP
+		send(nettest.Datagram(mac("01:00:5e:00:00:01"), nodeMAC, "192.168.99.23", "224.0.0.1"))          // all hosts
 	}
 	l.node2.Run(`ip address add fd00:99::22/64 dev eth0 nodad
 		ip neigh flush dev eth0`)
@@ -102,21 +102,6 @@ func TestBroadcastReachesNoOtherLink(t *testing.T) {
 			t.Errorf("the VM's own NIC received %d of %d broadcasts of %s", n, times, src)
 		}
 	}
-}
-
-// datagram is a frame with a UDP datagram without content.
-func datagram(to net.HardwareAddr, src, dst string) []byte {
-	f := append(append(append([]byte{}, to...), nodeMAC...), 8, 0)
-	ip := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 1, 17, 0, 0}
-	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
-	ip = append(append(ip, s[:]...), d[:]...)
-	sum := 0
-	for i := 0; i < len(ip); i += 2 {
-		sum += int(ip[i])<<8 | int(ip[i+1])
-	}
-	sum = ^(sum>>16 + sum&0xffff)
-	ip[10], ip[11] = byte(sum>>8), byte(sum)
-	return append(append(f, ip...), 0, 67, 0, 68, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 }
 
 // eventually waits for a condition of the kernel.
@@ -156,7 +141,7 @@ func benchBroadcast(b *testing.B, links int) {
 	}
 	ours := nettest.ARP(nettest.Broadcast(), nodeMAC, 1, asker, asked)
 	foreign := nettest.ARP(nettest.Broadcast(), nodeMAC, 1, asker, netip.MustParseAddr("192.168.99.250"))
-	packet := datagram(mac, "10.128.0.10", "203.0.113.10")
+	packet := nettest.Datagram(mac, nodeMAC, "10.128.0.10", "203.0.113.10")
 	cost := func(frame []byte, n int) float64 {
 		best := 0.0
 		for range 5 {

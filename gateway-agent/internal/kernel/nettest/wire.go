@@ -239,3 +239,18 @@ func ARP(to, from net.HardwareAddr, op byte, sender, target netip.Addr) []byte {
 
 // Broadcast is the MAC of everybody.
 func Broadcast() net.HardwareAddr { return net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }
+
+// Datagram is a frame with a UDP datagram without content.
+func Datagram(to, from net.HardwareAddr, src, dst string) []byte {
+	f := append(append(append([]byte{}, to...), from...), 8, 0)
+	ip := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 1, 17, 0, 0}
+	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
+	ip = append(append(ip, s[:]...), d[:]...)
+	sum := 0
+	for i := 0; i < len(ip); i += 2 {
+		sum += int(ip[i])<<8 | int(ip[i+1])
+	}
+	sum = ^(sum>>16 + sum&0xffff)
+	ip[10], ip[11] = byte(sum>>8), byte(sum)
+	return append(append(f, ip...), 0, 67, 0, 68, 0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+}

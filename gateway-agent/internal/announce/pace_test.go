@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package announce
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
+)
+
+// fast runs an announcer over time that does not pass. Only its plan runs:
+// nothing is sent.
+type fast struct {
+	a   *Announcer
+	now time.Time
+	// sent are the times since the start, by target and form.
+	sent map[Target]map[form][]time.Duration
+	all  map[form][]time.Duration
+}
+
+func newFast(o Options) *fast {
+	f := &fast{now: time.Now(), sent: map[Target]map[form][]time.Duration{}, all: map[form][]time.Duration{}}
+	o = o.withDefaults()
+	f.a = &Announcer{o: o, wake: make(chan struct{}, 1), kept: map[Target]bool{}, due: newSchedule(o, f.now)}
+	return f
+}
+
+func (f *fast) run(d time.Duration) {
+	begin := f.now
+	for end := f.now.Add(d); f.now.Before(end); {
+		e, wait, ok := f.a.next(f.now)
+		if !ok {
+			f.now = f.now.Add(wait)
+			continue
+		}
+		if f.sent[e.target] == nil {
+			f.sent[e.target] = map[form][]time.Duration{}
+		}
+		at := f.now.Sub(begin)
+		f.sent[e.target][e.form] = append(f.sent[e.target][e.form], at)
+		f.all[e.form] = append(f.all[e.form], at)
+	}
+}
+
+// busiest returns the most packets of a form within any second.
+func (f *fast) busiest(of form) int {
+	most := 0
+	times := f.all[of]
+	slices.Sort(times)
+	for i, from := 0, 0; i < len(times); i++ {
+		for times[i]-times[from] >= time.Second {
+			from++
+		}
+		most = max(most, i-from+1)
+	}
+	return most
+}
+
+func tenants(n int) []Target {
+	var out []Target
+	for i := range n {
+		out = append(out, Target{"eg001", netip.AddrFrom4([4]byte{192, 168, byte(100 + i/250), byte(i % 250)})})
+	}
+	return out
+}
+
+// TestThousandNewTenants: each is announced once before any is announced again,
+// soon, and an OVN node never has to learn more than it takes.
+func TestThousandNewTenants(t *testing.T) {
+	f := newFast(Options{})
+	all := tenants(1000)
+	f.a.Announce(all...)
+	f.a.Keep(all)
+	f.run(5 * time.Minute)
+	var first, second []time.Duration
+	for _, target := range all {
+		requests, replies := f.sent[target][formRequest], f.sent[target][formReply]
+		if len(replies) != 3 || len(requests) < 3 {
+			t.Fatalf("%s: %d requests, %d replies", target.IP, len(requests), len(replies))
+		}
+		first, second = append(first, requests[0]), append(second, requests[1])
+	}
+	if slices.Max(first) > 10500*time.Millisecond || slices.Max(first) > slices.Min(second)+time.Second {
+		t.Errorf("first announcements until %s, second ones from %s", slices.Max(first), slices.Min(second))
+	}
+	if n := f.busiest(formReply); n > 24 {
+		t.Errorf("%d replies within a second", n)
+	}
+	t.Logf("announced once: %s; replies within a second: %d, requests: %d", slices.Max(first), f.busiest(formReply), f.busiest(formRequest))
+}
+
+// TestRefreshOfManyTenants: at 4,000 none waits longer than half of what
+// switches allow, and no node has to learn anything.
+func TestRefreshOfManyTenants(t *testing.T) {
+	f := newFast(Options{})
+	all := tenants(4000)
+	f.a.Keep(all)
+	f.run(10 * time.Minute)
+	var longest time.Duration
+	for _, target := range all {
+		times := f.sent[target][formRequest]
+		for i, at := range append(times, 10*time.Minute) {
+			if i == 0 {
+				longest = max(longest, at)
+			} else {
+				longest = max(longest, at-times[i-1])
+			}
+		}
+	}
+	if longest > 150*time.Second || len(f.all[formReply]) > 0 {
+		t.Errorf("a tenant was silent for %s; %d replies", longest, len(f.all[formReply]))
+	}
+	t.Logf("longest silence %s, %d requests within a second", longest, f.busiest(formRequest))
+}
+
+// TestSwitchKeepsTheMAC has a switch that forgets a MAC after one to two seconds. The
+// tenant's link never sends, so without refreshes its traffic is flooded to
+// everybody; with them, not one frame is.
+func TestSwitchKeepsTheMAC(t *testing.T) {
+	sw, gw, node, other := nettest.New(t), nettest.New(t), nettest.New(t), nettest.New(t)
+	sw.Run("ip link add br0 type bridge ageing_time 100 && ip link set br0 up")
+	for nic, n := range map[string]*nettest.Net{"p1": gw, "p2": node, "p3": other} {
+		sw.Wire(nic, n, "enp1s0")
+		sw.Run("ip link set " + nic + " master br0")
+	}
+	gw.Run(`ip link add link enp1s0 name eg001 address 02:00:c0:a8:63:0d type macvlan mode private
+		ip link set eg001 addrgenmode none
+		ip link set eg001 up
+		ip address add 192.168.99.13/32 dev eg001`)
+	flooded := other.Capture("enp1s0")
+	send := node.Sender("enp1s0")
+	pod := netip.MustParseAddr("10.128.0.10")
+	frame := nettest.Datagram(net.HardwareAddr{2, 0, 0xc0, 0xa8, 0x63, 0x0d}, net.HardwareAddr{2, 0xaa, 0, 0, 0, 0x21}, pod.String(), "203.0.113.10")
+	traffic := func(d time.Duration) int {
+		before := flooded.Sources()[pod]
+		for end := time.Now().Add(d); time.Now().Before(end); {
+			send(frame)
+			time.Sleep(5 * time.Millisecond)
+		}
+		return flooded.Sources()[pod] - before
+	}
+	a := start(t, gw, Options{Refresh: 300 * time.Millisecond})
+	a.Announce(target("192.168.99.13"))
+	a.Keep([]Target{target("192.168.99.13")})
+	eventually(t, "the switch knows the MAC", func() bool { return traffic(20*time.Millisecond) == 0 })
+	if n := traffic(4 * time.Second); n > 0 {
+		t.Errorf("%d frames of the tenant were flooded", n)
+	}
+	a.Keep(nil)
+	eventually(t, "frames are flooded without refreshes", func() bool { return traffic(100*time.Millisecond) > 0 })
+}
