@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,7 +147,9 @@ func TestSwitchKeepsTheMAC(t *testing.T) {
 	a := start(t, gw, Options{Refresh: 300 * time.Millisecond})
 	a.Announce(target("192.168.99.13"))
 	a.Keep([]Target{target("192.168.99.13")})
-	eventually(t, "the switch knows the MAC", func() bool { return traffic(20*time.Millisecond) == 0 })
+	eventually(t, "the switch knows the MAC", func() bool {
+		return strings.Contains(sw.Run("bridge fdb show br br0"), "02:00:c0:a8:63:0d dev p1")
+	})
 	if n := traffic(4 * time.Second); n > 0 {
 		t.Errorf("%d frames of the tenant were flooded", n)
 	}
