@@ -127,7 +127,12 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	}
 	m := newMetrics(version)
 	conns := countedFlows{flowsAdapter{a.flows}, m.flushed}
-	checks := &laterChecks{kernel: k, every: checkEvery}
+	checks := &laterChecks{kernel: k, every: checkEvery, log: log, load: func() (tenants, nodes int) {
+		for _, cluster := range a.loop.Snapshot().Memory.Clusters {
+			tenants, nodes = tenants+len(cluster.Tenants), nodes+len(cluster.Nodes)
+		}
+		return tenants, nodes
+	}}
 	a.ports = &reconcile.PortWatch{
 		Flows: portsAdapter{a.flows}, MarkMask: c.MarkMask, Ports: flows.Ports, Clock: time.Now, Log: log,
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,

@@ -64,12 +64,38 @@ type laterChecks struct {
 	every  time.Duration
 	last   time.Time
 	found  []plan.Problem
+	// load returns how many tenants and nodes there are.
+	load func() (tenants, nodes int)
+	log  *slog.Logger
+	said string // of limits that stay low
+}
+
+// limits raises what can be raised, says once what can not, and returns what
+// is nearly full.
+func (l *laterChecks) limits() []plan.Problem {
+	said := ""
+	for _, low := range l.kernel.RaiseLimits(l.load()) {
+		said += fmt.Sprintf("%s is %d and should be %d: %v; ", low.Key, low.Value, low.Wants, low.Err)
+	}
+	if said != l.said && said != "" {
+		l.log.Info("limits of the machine could not be raised from here; a problem is reported when they are near", "limits", said)
+	}
+	l.said = said
+	checks, err := l.kernel.NearlyFull()
+	if err != nil {
+		l.log.Warn("the tables of the kernel can not be looked at", "err", err)
+	}
+	var out []plan.Problem
+	for _, check := range checks {
+		out = append(out, plan.Problem{Reason: "TableNearlyFull", Message: check.String()})
+	}
+	return out
 }
 
 // problems returns what the latest check found; it checks once in every.
 func (l *laterChecks) problems(ctx context.Context) []plan.Problem {
 	if now := time.Now(); now.Sub(l.last) >= l.every {
-		l.last, l.found = now, nil
+		l.last, l.found = now, l.limits()
 		for _, check := range l.kernel.Preflight(ctx) {
 			if check.Name != checkSysctls {
 				l.found = append(l.found, plan.Problem{Reason: "Preflight", Message: check.String()})

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"egress-gateway.io/gateway-agent/internal/kernel"
+)
+
+// TestLimits raises the limits of a made-up machine, and looks at those of a
+// real network namespace, which can not.
+func TestLimits(t *testing.T) {
+	root := t.TempDir()
+	write := func(key, value string) {
+		t.Helper()
+		path := filepath.Join(root, key)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(value+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(key string) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join(root, key))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	const conntrack, neighbours = "net/netfilter/nf_conntrack_max", "net/ipv4/neigh/default/gc_thresh"
+	write(conntrack, "262144")
+	write("net/netfilter/nf_conntrack_count", "3200000")
+	for _, family := range []string{"ipv4", "ipv6"} {
+		for key, value := range map[string]string{"1": "128", "2": "512", "3": "1024"} {
+			write("net/"+family+"/neigh/default/gc_thresh"+key, value)
+		}
+	}
+	write(neighbours+"2", "99999") // somebody set it higher
+	k, err := kernel.New(newLab(t, "iptables-nft").host, kernel.Options{SysctlRoot: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	if low := k.RaiseLimits(4000, 500); len(low) > 0 {
+		t.Errorf("still low: %v", low)
+	}
+	if c, n3, n2, n1 := read(conntrack), read(neighbours+"3"), read(neighbours+"2"), read(neighbours+"1"); c != "4096000" || n3 != "5096" || n2 != "99999" || n1 != "1274" {
+		t.Errorf("nf_conntrack_max %s, gc_thresh3 %s, 2 %s, 1 %s", c, n3, n2, n1)
+	}
+	full := func(want string) {
+		t.Helper()
+		checks, err := k.NearlyFull()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, c := range checks {
+			got += c.Name
+		}
+		if got != want {
+			t.Errorf("nearly full: %q, want %q", got, want)
+		}
+	}
+	full("")
+	write("net/netfilter/nf_conntrack_count", "3276800")
+	full("connection tracking")
+
+	l := newLab(t, "iptables-nft")
+	var low []kernel.Limit
+	l.gw.Do(func() { low = l.kernel.RaiseLimits(4000, 500) })
+	if len(low) == 0 {
+		t.Error("a network namespace of its own could raise the machine's limits")
+	}
+	for _, limit := range low {
+		if limit.Err == nil {
+			t.Errorf("%+v says no reason", limit)
+		}
+	}
+}
