@@ -63,7 +63,7 @@ func (r *recorder) see(p lab.Packet) {
 	}
 	rec := record{at: p.Time.UnixNano(), src: i, tenant: unknown}
 	switch n := int(packet.port) - firstPort; {
-	case packet.ttl == initialTTL:
+	case packet.ttl == initialTTL, p.Src.IsLinkLocalUnicast(): // no router forwards the latter
 		rec.tenant = own
 	case packet.hasPort && n >= 0 && n < r.tenants:
 		rec.tenant = int32(n)
@@ -172,7 +172,7 @@ func judge(r *recorder, h history, name func(int) string) verdict {
 		src, at := r.sources[rec.src], time.Unix(0, rec.at)
 		if rec.tenant == own {
 			v.Own++
-			if slices.Contains(ownAddresses(), src) {
+			if src.IsLinkLocalUnicast() || slices.Contains(ownAddresses(), src) {
 				continue
 			}
 		}
@@ -208,7 +208,10 @@ func judge(r *recorder, h history, name func(int) string) verdict {
 }
 
 func tenantText(n int, name func(int) string) string {
-	if n < 0 {
+	switch n {
+	case own:
+		return "none, but the VM itself"
+	case unknown:
 		return "unknown"
 	}
 	return name(n)

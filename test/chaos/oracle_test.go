@@ -97,6 +97,7 @@ func TestJudge(t *testing.T) {
 		{"a pod with the VM's address", 12, frame(17, 62, lab.GatewayExternal, ports(40000, firstPort)), "never any tenant's"},
 		{"an ICMP error of a pod with the VM's address", 12, frame(1, 62, lab.GatewayExternal, quoted), "never any tenant's"},
 		{"the VM itself", 12, frame(1, 64, lab.GatewayExternal, quoted), ""},
+		{"the VM itself, with its link-local address", 12, frame(58, 64, "fe80::1", quoted), ""},
 		{"the VM itself, with an egress IP", 12, frame(6, 64, a, ports(40000, firstPort+1)), ""},
 		{"the VM itself, with nobody's", 5, frame(6, 64, a, ports(40000, firstPort+1)), "no one's then"},
 		{"an unknown port with a tenant's address", 12, frame(17, 62, a, ports(1, 2)), ""},
