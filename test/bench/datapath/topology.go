@@ -250,7 +250,10 @@ func (t *topology) ends(ctx context.Context) error {
 
 // prepare gives a gateway its routes and neighbours; tenants come later.
 func (t *topology) prepare(ctx context.Context, g gateway) error {
-	if err := namespace.Sysctl(g.ns, [2]string{"ipv4/ip_forward", "1"}, [2]string{"ipv4/conf/all/send_redirects", "0"}); err != nil {
+	// As gateway-agent sets it. Without any rp_filter the kernel looks for each
+	// source in its table of local addresses, whose 256 lists grow with the tenants.
+	loose := [2]string{"ipv4/conf/all/rp_filter", "2"}
+	if err := namespace.Sysctl(g.ns, [2]string{"ipv4/ip_forward", "1"}, [2]string{"ipv4/conf/all/send_redirects", "0"}, loose); err != nil {
 		return err
 	}
 	lines := fmt.Sprintf("route add default via %s dev %s\n", farAddress, externalNIC) +
