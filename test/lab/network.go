@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -135,6 +136,28 @@ func (l *Lab) plug(c cable) error {
 		return fmt.Errorf("set port %s of %s up: %w", c.port, c.switchPart, err)
 	}
 	return configure(h, c.nic, c.addrs...)
+}
+
+// awaitPort waits until a switch forwards for a port. It learns of the carrier
+// by a work queue of the kernel, and drops what comes earlier: an announcement,
+// for example, that nobody repeats.
+func (l *Lab) awaitPort(switchPart Part, port string) error {
+	h, err := l.netlink(switchPart)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		link, err := h.LinkByName(port)
+		if err != nil {
+			return fmt.Errorf("find port %s of %s: %w", port, switchPart, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("port %s of %s has no carrier after 10 s", port, switchPart)
+		}
+	}
 }
 
 // unplug removes a port, and with it the NIC at the other end. A missing port

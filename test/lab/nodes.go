@@ -162,6 +162,9 @@ func (l *Lab) makeNode(n *Node) error {
 	if err != nil {
 		return err
 	}
+	if err := l.awaitPort(PartInternal, nodePort(n.Name)); err != nil {
+		return err
+	}
 	if err := l.announce(part, nodeNIC, n.Address); err != nil {
 		return err
 	}
