@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -94,11 +95,13 @@ func (d *driver) between(low, high time.Duration) time.Duration {
 // clusterDriver does what users, nodes and the control plane do.
 type clusterDriver struct {
 	driver
-	node3 *joined
+	third *joined
+	joins int
 }
 
 // joined is a node that is there for a while.
 type joined struct {
+	name string
 	stop context.CancelFunc
 	done chan error
 }
@@ -226,11 +229,21 @@ func (c *clusterDriver) move(ctx context.Context) error {
 
 // node lets a third node come, with pods of some tenants, or go.
 func (c *clusterDriver) node(ctx context.Context) error {
-	if c.node3 != nil {
+	if c.third != nil {
 		return c.restore(ctx)
 	}
-	const name, pods = "node3", 20
-	if _, err := c.AddNode(ctx, lab.NodeSpec{Name: name}); err != nil {
+	const pods = 20
+	// Each time another one, with pod addresses that were never used: after an
+	// outage of the API server the stand-in for OVN, which is one for all nodes,
+	// still knows the pods of the node before, and would give their routes to
+	// whoever has their addresses. OVN on a new node knows no pods of the past.
+	c.joins++
+	i := 1 + c.joins
+	spec := lab.NodeSpec{Name: fmt.Sprintf("node%d", i+1),
+		Subnet:  netip.MustParsePrefix(fmt.Sprintf("10.%d.%d.0/23", 128+2*i/256, 2*i%256)),
+		Subnet6: netip.MustParsePrefix(fmt.Sprintf("fd01:0:0:%x::/64", i+1))}
+	name := spec.Name
+	if _, err := c.AddNode(ctx, spec); err != nil {
 		return err
 	}
 	var list []speaker
@@ -243,19 +256,19 @@ func (c *clusterDriver) node(ctx context.Context) error {
 		list = append(list, voices(m, p)...)
 	}
 	sending, stop := context.WithCancel(ctx)
-	c.node3 = &joined{stop, startSender(sending, c.Lab, name, list, c.random.Uint64())}
+	c.third = &joined{name, stop, startSender(sending, c.Lab, name, list, c.random.Uint64())}
 	return nil
 }
 
 // restore takes the third node away, if it is there.
 func (c *clusterDriver) restore(ctx context.Context) error {
-	if c.node3 == nil {
+	if c.third == nil {
 		return nil
 	}
-	c.node3.stop()
-	err := <-c.node3.done
-	c.node3 = nil
-	return errors.Join(err, c.RemoveNode(ctx, "node3"))
+	c.third.stop()
+	err, name := <-c.third.done, c.third.name
+	c.third = nil
+	return errors.Join(err, c.RemoveNode(ctx, name))
 }
 
 func (c *clusterDriver) killClusterAgent(ctx context.Context) error {
