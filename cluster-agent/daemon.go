@@ -109,7 +109,7 @@ func (a *agent) run(ctx context.Context) error {
 
 	a.log.Info("stopping; the allocations and the gateways stay as they are")
 	a.stopping.Store(true)
-	a.flush(rear)
+	a.audit.Flush(rear, flushTimeout)
 	endRear()
 	return errors.Join(err, rearGroup.Wait(), a.conn.Close(), a.audit.Close())
 }
@@ -173,23 +173,6 @@ func (a *agent) live() error {
 		return l.Turning()
 	}
 	return nil
-}
-
-// flush gives the last events a moment to leave; what does not stays on disk
-// and leaves with the next start.
-func (a *agent) flush(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
-	defer cancel()
-	look := time.NewTicker(flushTimeout / 100)
-	defer look.Stop()
-	for a.conn.Connected() && a.audit.Pending() > 0 {
-		select {
-		case <-ctx.Done():
-			a.log.Info("audit events stay on the spool", "pending", a.audit.Pending())
-			return
-		case <-look.C:
-		}
-	}
 }
 
 // tellConnection tells what happens to the connection, but for its end with

@@ -239,26 +239,9 @@ func (a *agent) run(ctx context.Context) error {
 	a.log.Info("stopping; the data path stays as it is")
 	a.stopping.Store(true)
 	a.tell(reconcile.Event{Kind: reconcile.EventStop, Subject: "gateway/" + a.config.Name, Data: version})
-	a.flush(rear)
+	a.audit.Flush(rear, flushTimeout)
 	endRear()
 	return errors.Join(err, rearGroup.Wait(), a.conn.Close(), a.audit.Close(), a.flows.Close())
-}
-
-// flush gives the last events a moment to leave; what does not stays on disk
-// and leaves with the next start.
-func (a *agent) flush(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, flushTimeout)
-	defer cancel()
-	look := time.NewTicker(flushTimeout / 100)
-	defer look.Stop()
-	for a.conn.Connected() && a.audit.Pending() > 0 {
-		select {
-		case <-ctx.Done():
-			a.log.Info("audit events stay on the spool", "pending", a.audit.Pending())
-			return
-		case <-look.C:
-		}
-	}
 }
 
 func (a *agent) tell(e reconcile.Event) {

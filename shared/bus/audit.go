@@ -138,6 +138,24 @@ func (a *Audit) encode(e Event) ([]byte, error) {
 // Pending is the number of events that NATS has not acknowledged yet.
 func (a *Audit) Pending() int { return a.spool.pending() }
 
+// Flush gives the last events of a program a moment to leave, while Run still
+// runs: until all are acknowledged, NATS is away, ctx ends or limit is over. What
+// does not leave stays on the spool, and leaves with the next start.
+func (a *Audit) Flush(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	look := time.NewTicker(limit / 100)
+	defer look.Stop()
+	for a.conn.Connected() && a.Pending() > 0 {
+		select {
+		case <-ctx.Done():
+			a.opts.Log.Info("audit events stay on the spool", "pending", a.Pending())
+			return
+		case <-look.C:
+		}
+	}
+}
+
 // Dropped counts the events that were dropped since the start because the spool
 // was full or damaged. Each loss is told by an event of kind "gap".
 func (a *Audit) Dropped() uint64 { return a.lost.Load() + a.spool.takeDropped() }

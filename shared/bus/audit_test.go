@@ -215,6 +215,7 @@ func TestAuditSpoolIsBounded(t *testing.T) {
 			srv := startServer(t)
 			conn := srv.connect("gw1")
 			srv.kill()
+			eventually(t, "the loss to be noticed", func() bool { return !conn.Connected() })
 			dir := ""
 			if where == "disk" {
 				dir = t.TempDir()
