@@ -27,7 +27,7 @@ build: ## build the agents and the lab into build/bin
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./test/lab/cmd/lab ./test/demo ./test/bench ./test/chaos
 
 .PHONY: lab-bin
-lab-bin: ## build kube-apiserver, kube-controller-manager and nats-server (once; about 5 minutes)
+lab-bin: ## build kube-apiserver, kube-controller-manager, kubectl and nats-server (once; about 5 minutes)
 	@test/kube/build.sh
 	@test/tools/build.sh nats-server
 

@@ -6,9 +6,6 @@ import (
 	"context"
 	"fmt"
 
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
-
 	"egress-gateway.io/test/lab/namespace"
 )
 
@@ -34,20 +31,6 @@ func Get(ctx context.Context, lab string, from Part, url string) (string, error)
 		return "", err
 	}
 	return l.HTTPGet(ctx, from, url)
-}
-
-// RESTConfigOf reaches the API server of a running lab as an administrator.
-func RESTConfigOf(lab string) (*rest.Config, error) {
-	l, err := find(lab)
-	if err != nil {
-		return nil, err
-	}
-	rc, err := clientcmd.BuildConfigFromFlags("", l.Kubeconfig())
-	if err != nil {
-		return nil, fmt.Errorf("lab %s: %w", lab, err)
-	}
-	rc.Dial = l.dialer(PartControl)
-	return rc, nil
 }
 
 // Environment returns what the agent in a part of a running lab has in its

@@ -20,7 +20,6 @@ const usage = `usage: lab COMMAND [FLAGS]
   down     remove it, also what a crash left
   status   show its namespaces and processes
   exec     run a command in a part of it: lab exec [FLAGS] PART COMMAND...
-  label    label a namespace: lab label [FLAGS] NAMESPACE KEY=VALUE|KEY-...
   get      fetch a page from a part of it: lab get [FLAGS] PART [URL]
   serve    (used by up) the outside server
   standin  (used by up) what plays OVN-Kubernetes' part
@@ -55,8 +54,6 @@ func run(ctx context.Context, args []string) error {
 		return execute(args)
 	case "get":
 		return get(ctx, args)
-	case "label":
-		return label(ctx, args)
 	case "serve":
 		return serve(ctx, args)
 	case "standin":
