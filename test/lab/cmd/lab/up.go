@@ -94,7 +94,7 @@ The lab is up. Its parts are network namespaces:
 	}
 	fmt.Printf("Ask the outside server which source it sees:\n  %s get --name %s %s\n", os.Args[0], l.Name(), pods[0].Part)
 	if agents {
-		fmt.Printf("Give a namespace an egress IP, look at the gateway, ask again:\n  %[2]s label --name %[1]s ns-blue egress-gateway.io/pool=public\n  %[2]s exec --name %[1]s gw gateway-agent status\n", l.Name(), os.Args[0])
+		fmt.Printf("Give a namespace an egress IP, look at the gateway, ask again:\n  %[2]s exec --name %[1]s ctl kubectl label namespace ns-blue egress-gateway.io/pool=public\n  %[2]s exec --name %[1]s gw gateway-agent status\n", l.Name(), os.Args[0])
 	}
 	fmt.Printf("Logs are in %s. To remove it all: %s down --name %s\n", filepath.Join(l.Dir(), "log"), os.Args[0], l.Name())
 }
