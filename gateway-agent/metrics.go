@@ -35,7 +35,7 @@ func newMetrics(version string) *metrics {
 		flushed: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "egress_conntrack_flushed_total", Help: "Connections that were ended because they would have had a wrong source."}),
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "egress_address_conflicts_total", Help: "ARP packets in which other hosts claimed an address in use here."}),
+			Name: "egress_address_conflicts_total", Help: "Packets (ARP, neighbour discovery) in which other hosts claimed an address in use here."}),
 		build: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "egress_build_info", Help: "The version of the program; always 1.", ConstLabels: prometheus.Labels{"version": version}}),
 	}

@@ -159,3 +159,33 @@ func TestAddressOfAnotherHost(t *testing.T) {
 	blue := w.ready("ns-blue")
 	w.seenAs(w.pod("node1", "ns-blue"), blue)
 }
+
+// TestIPv6AddressOfAnotherHost: the same by duplicate address detection. The
+// tenant keeps its other family.
+func TestIPv6AddressOfAnotherHost(t *testing.T) {
+	w := newWorld(t, dualStack)
+	address := func(verb string) {
+		t.Helper()
+		if out, err := w.Exec(lab.PartExternal, "ip", "-6", "address", verb, "2001:db8:55::113/128", "dev", "br0", "nodad"); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	address("add")
+	w.must(w.CreatePool(w.ctx, scenario.DualPool()))
+	w.must(w.AddNamespace(w.ctx, "ns-blue"))
+	w.must(w.Label(w.ctx, "ns-blue", "public"))
+	refused, err := w.WaitTenant(w.ctx, "ns-blue", soon, "to be told of the conflict", func(t scenario.Tenant) bool {
+		return t.Condition("Programmed").Reason == "AddressConflict"
+	})
+	w.must(err)
+	if m := refused.Condition("Programmed").Message; !strings.Contains(m, "2001:db8:55::113") {
+		t.Errorf("the condition does not name the address: %q", m)
+	}
+	p := w.pod("node1", "ns-blue")
+	w.allow(refused)
+	w.must(scenario.WaitSeenAs(w.ctx, p, refused.EgressIP(), soon))
+	w.unseen6(p)
+
+	address("del")
+	w.seenAs(p, w.ready("ns-blue"))
+}

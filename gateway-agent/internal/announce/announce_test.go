@@ -4,6 +4,8 @@ package announce
 
 import (
 	"context"
+	"encoding/binary"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -165,7 +167,7 @@ func watchAll(t *testing.T, n *nettest.Net) (<-chan byte, error) {
 	out := make(chan byte, 1000)
 	var err error
 	n.Do(func() {
-		file, e := arpSocket(0)
+		file, e := packetSocket(etherARP, nil)
 		if err = e; e != nil {
 			return
 		}
@@ -174,7 +176,7 @@ func watchAll(t *testing.T, n *nettest.Net) (<-chan byte, error) {
 		if err = e; e != nil {
 			return
 		}
-		go receive(raw, func(b []byte, _ *unix.SockaddrLinklayer) {
+		go receive(raw, func(b []byte, _ unix.Sockaddr) {
 			if len(b) >= arpLen && string(b[14:18]) == string(b[24:28]) {
 				out <- b[7]
 			}
@@ -237,15 +239,33 @@ func TestWatch(t *testing.T) {
 	})
 }
 
-func FuzzSolicitation(f *testing.F) {
-	ns := append([]byte{0x60, 0, 0, 0, 0, 32, 58, 255}, make([]byte, 64)...)
-	copy(ns[8:], netip.MustParseAddr("fe80::1").AsSlice())
-	ns[40] = icmp6NS
-	copy(ns[48:], netip.MustParseAddr("fd00:99::13").AsSlice())
-	f.Add(ns)
+// FuzzDiscovery: whatever a host sends, a claim names an address and a MAC, and
+// a node that asks has an address of its own.
+func FuzzDiscovery(f *testing.F) {
+	mac, ip := net.HardwareAddr{2, 0, 0, 0, 0, 1}, netip.MustParseAddr("fd00:99::13")
+	f.Add(detection(mac, ip)[14:])
+	f.Add(neighbourAdvertisement(mac, ip)[14:])
+	f.Add(asks(mac, netip.MustParseAddr("fe80::1"), ip)[14:])
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > ipv6HeaderLen+4 { // else hardly any input has the right checksum
+			body := b[ipv6HeaderLen:]
+			binary.BigEndian.PutUint16(b[4:], uint16(len(body)))
+			copy(body[2:4], []byte{0, 0})
+			binary.BigEndian.PutUint16(body[2:], icmp6Checksum(netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40])), body))
+		}
 		if r, ok := solicitation(b); ok && (r.Node.IsUnspecified() || r.Target == r.Node) {
 			t.Error(r)
+		}
+		m, ok := discoveryPacket(b, mac)
+		if !ok {
+			return
+		}
+		claimed, of, claims := m.claims()
+		if claims && (len(claimed) != 6 || !of.Is6() || of.IsUnspecified()) {
+			t.Errorf("%v claims %v", claimed, of)
+		}
+		if answered, about, ok := m.answers(); claims && (!ok || about != of || answered.String() != claimed.String()) {
+			t.Errorf("a claim of %v is no answer: %v %v", of, about, ok)
 		}
 	})
 }

@@ -98,15 +98,10 @@ func gratuitousARP(mac net.HardwareAddr, ip netip.Addr, op uint16) []byte {
 func neighbourAdvertisement(mac net.HardwareAddr, ip netip.Addr) []byte {
 	const router, override = 0x80, 0x20
 	allNodes := netip.MustParseAddr("ff02::1")
-	body := []byte{136, 0, 0, 0, router | override, 0, 0, 0}
+	body := []byte{icmp6NA, 0, 0, 0, router | override, 0, 0, 0}
 	body = append(append(body, ip.AsSlice()...), 2, 1)
 	body = append(body, mac...)
-	binary.BigEndian.PutUint16(body[2:], icmp6Checksum(ip, allNodes, body))
-
-	f := ethernet(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac, etherIPv6)
-	f = append(f, 0x60, 0, 0, 0, 0, byte(len(body)), unix.IPPROTO_ICMPV6, 255)
-	f = append(append(f, ip.AsSlice()...), allNodes.AsSlice()...)
-	return append(f, body...)
+	return icmp6Frame(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac, ip, allNodes, body)
 }
 
 func icmp6Checksum(src, dst netip.Addr, body []byte) uint16 {

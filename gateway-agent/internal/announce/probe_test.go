@@ -4,10 +4,14 @@ package announce
 
 import (
 	"context"
+	"encoding/binary"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 )
 
 // TestProbe asks for an address that the node has, for one that nobody has, and
@@ -15,7 +19,7 @@ import (
 func TestProbe(t *testing.T) {
 	gw, node := pair(t)
 	node.Run("ip address add 192.168.99.50/24 dev eth0")
-	mac := strings.Fields(node.Run("ip -o link show eth0 | sed 's/.*ether //'"))[0]
+	mac := macOf(node, "eth0")
 	a := start(t, gw, Options{})
 	targets := []Target{{"enp1s0", netip.MustParseAddr("192.168.99.50")}, {"enp1s0", netip.MustParseAddr("192.168.99.13")}}
 	for i := range 120 { // more than are sent at once
@@ -42,9 +46,167 @@ func TestProbe(t *testing.T) {
 	if out := node.Run("ip neigh show"); strings.Contains(out, "192.168.99.1") || strings.Contains(out, "0.0.0.0") {
 		t.Errorf("the node has learned from probes:\n%s", out)
 	}
+	// Another host probes for an address as well, at the same time.
+	stop := again(node, arpProbe(net.HardwareAddr{2, 0, 0, 0, 0, 0x66}, netip.MustParseAddr("192.168.99.150")))
+	found = probe()
+	stop()
+	if c := found[netip.MustParseAddr("192.168.99.150")]; c.MAC != "02:00:00:00:00:66" || len(found) != 2 {
+		t.Errorf("while another host probes: %v", found)
+	}
 	node.Run("ip address del 192.168.99.50/24 dev eth0")
 	if found := probe(); len(found) != 0 {
 		t.Errorf("found %v after the address became free", found)
+	}
+}
+
+// again has n send a frame every 5 ms until stop is called.
+func again(n *nettest.Net, frame []byte) (stop func()) {
+	send, quit, done := n.Sender("eth0"), make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-quit:
+				return
+			case <-time.After(5 * time.Millisecond):
+				send(frame)
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}
+
+func macOf(n *nettest.Net, nic string) string {
+	return strings.Fields(n.Run("ip -o link show " + nic + " | sed 's/.*ether //'"))[0]
+}
+
+// TestProbeIPv6: the same by duplicate address detection. The node checks for an
+// address itself as well, which is a conflict too.
+func TestProbeIPv6(t *testing.T) {
+	gw, node := pair(t)
+	node.Run("ip address add fd00:99::50/64 dev eth0 nodad")
+	a := start(t, gw, Options{})
+	held, wanted := netip.MustParseAddr("fd00:99::50"), netip.MustParseAddr("fd00:99::60")
+	targets := []Target{{"enp1s0", held}, {"enp1s0", wanted}, {"enp1s0", netip.MustParseAddr("fd00:99::13")}}
+	for i := range 120 {
+		targets = append(targets, Target{"enp1s0", netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x99, 14: 1, 15: byte(i)})})
+	}
+	seen := node.RecordIPv6("eth0")
+	probe := func() map[netip.Addr]Conflict {
+		t.Helper()
+		var found map[netip.Addr]Conflict
+		var err error
+		begin := time.Now()
+		gw.Do(func() { found, err = a.Probe(t.Context(), targets, 60*time.Millisecond) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(begin); d > 500*time.Millisecond {
+			t.Errorf("%d probes took %s", len(targets), d)
+		}
+		return found
+	}
+	eventually(t, "the node has its address", func() bool { return len(probe()) == 1 })
+	if c := probe()[held]; c.MAC != macOf(node, "eth0") {
+		t.Errorf("%s is at %q, want %s", held, c.MAC, macOf(node, "eth0"))
+	}
+	// What was asked, was asked as RFC 4862 wants it.
+	asked := 0
+	for _, p := range seen.Packets() {
+		m, ok := discoveryPacket(p, nil)
+		if !ok || m.target != held || !m.solicits {
+			continue
+		}
+		asked++
+		if group := netip.AddrFrom16([16]byte(p[24:40])); !m.source.IsUnspecified() || m.mac != nil || group.String() != "ff02::1:ff00:50" {
+			t.Errorf("asked by %+v, to %s", m, group)
+		}
+	}
+	if to := net.HardwareAddr(detection(make([]byte, 6), held)[:6]).String(); to != "33:33:ff:00:00:50" {
+		t.Errorf("asked at %s", to)
+	}
+	if asked == 0 {
+		t.Error("the node has not seen a probe")
+	}
+	if out := node.Run("ip -6 neigh show"); strings.Contains(out, "fd00:99::") {
+		t.Errorf("the node has learned from probes:\n%s", out)
+	}
+
+	// Another host checks whether it may have an address, at the same time.
+	stop := again(node, detection(net.HardwareAddr{2, 0, 0, 0, 0, 0x66}, wanted))
+	found := probe()
+	stop()
+	if c := found[wanted]; c.MAC != "02:00:00:00:00:66" || len(found) != 2 {
+		t.Errorf("while another host asks: %v", found)
+	}
+	node.Run("ip address del fd00:99::50/64 dev eth0")
+	if found := probe(); len(found) != 0 {
+		t.Errorf("found %v after the address became free", found)
+	}
+	// No group is left behind.
+	if out := gw.Run("ip maddress show dev enp1s0"); strings.Contains(out, "33:33:ff:00:00:60") {
+		t.Errorf("still a member:\n%s", out)
+	}
+}
+
+// asks is a solicitation by a host that says it has source.
+func asks(mac net.HardwareAddr, source, target netip.Addr) []byte {
+	group, to := solicitedNode(target)
+	body := append(append([]byte{icmp6NS, 0, 0, 0, 0, 0, 0, 0}, target.AsSlice()...), 1, 1)
+	return icmp6Frame(to, mac, source, group, append(body, mac...))
+}
+
+// TestConflictsIPv6 has a node claim the tenant's gateway IP, by an advertisement
+// and by asking with it, and has it do what claims nothing.
+func TestConflictsIPv6(t *testing.T) {
+	gw, node := pair(t)
+	a := start(t, gw, Options{})
+	a.Keep([]Target{target("fd00:99::13")})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var conflicts <-chan Conflict
+	var err error
+	gw.Do(func() { conflicts, err = Conflicts(ctx, a.At, "enp1s0") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := node.Sender("eth0")
+	thief, ours := net.HardwareAddr{2, 0, 0, 0, 0, 0x66}, netip.MustParseAddr("fd00:99::13")
+	allNodes := func(frame []byte) []byte { // every machine takes that in
+		copy(frame, []byte{0x33, 0x33, 0, 0, 0, 1})
+		copy(frame[38:54], netip.MustParseAddr("ff02::1").AsSlice())
+		copy(frame[56:58], []byte{0, 0})
+		binary.BigEndian.PutUint16(frame[56:], icmp6Checksum(netip.AddrFrom16([16]byte(frame[22:38])), netip.MustParseAddr("ff02::1"), frame[54:]))
+		return frame
+	}
+	other := net.HardwareAddr{2, 0, 0, 0, 0, 0x67}
+	far := neighbourAdvertisement(other, ours)
+	far[21] = 254 // came over a router
+	send(far)
+	send(neighbourAdvertisement(net.HardwareAddr{2, 0, 0xc0, 0xa8, 0x63, 0x0d}, ours)) // the link's own MAC: another VM with the same tenant
+	send(neighbourAdvertisement(other, netip.MustParseAddr("fd00:99::77")))            // of its own
+	send(allNodes(detection(other, ours)))                                             // asks whether it may
+	claims := []net.HardwareAddr{thief, {2, 0, 0, 0, 0, 0x68}}
+	send(neighbourAdvertisement(claims[0], ours))
+	send(allNodes(asks(claims[1], ours, netip.MustParseAddr("fd00:99::88"))))
+	// Packets arrive in order, some of them at the NIC and at the link.
+	seen := map[string]bool{}
+	eventually(t, "the claims are reported", func() bool {
+		select {
+		case c := <-conflicts:
+			if c.IP != ours {
+				t.Errorf("a conflict about %s", c.IP)
+			}
+			seen[c.MAC] = true
+		default:
+		}
+		return seen[claims[1].String()]
+	})
+	if len(seen) != 2 || !seen[claims[0].String()] {
+		t.Errorf("claimed by %v, want %v", seen, claims)
+	}
+	cancel()
+	for range conflicts {
 	}
 }
 

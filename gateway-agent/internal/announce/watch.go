@@ -30,11 +30,11 @@ type Resolved struct{ Node, Target netip.Addr }
 // Not reported are nodes that learn from an announcement; the caller knows when
 // it made one.
 func Watch(ctx context.Context, mark uint32) (<-chan Resolved, error) {
-	arp, err := arpSocket(mark)
+	arp, err := packetSocket(etherARP, onlyMarked(mark))
 	if err != nil {
 		return nil, fmt.Errorf("watch ARP: %w", err)
 	}
-	ns, err := packetSocket(etherIPv6, mark)
+	ns, err := packetSocket(etherIPv6, onlyMarked(mark))
 	if err != nil {
 		return nil, fmt.Errorf("watch neighbour discovery: %w", errors.Join(err, arp.Close()))
 	}
@@ -48,7 +48,7 @@ func Watch(ctx context.Context, mark uint32) (<-chan Resolved, error) {
 		if err != nil {
 			return // closed
 		}
-		receive(raw, func(packet []byte, _ *unix.SockaddrLinklayer) {
+		receive(raw, func(packet []byte, _ unix.Sockaddr) {
 			r, ok := parse(packet)
 			if !ok {
 				return
@@ -70,8 +70,8 @@ func Watch(ctx context.Context, mark uint32) (<-chan Resolved, error) {
 
 // receive hands over each packet with where it came from, until the socket is
 // closed.
-func receive(raw syscall.RawConn, take func([]byte, *unix.SockaddrLinklayer)) {
-	buf := make([]byte, 128)
+func receive(raw syscall.RawConn, take func([]byte, unix.Sockaddr)) {
+	buf := make([]byte, 512)
 	for {
 		var n int
 		var from unix.Sockaddr
@@ -84,26 +84,23 @@ func receive(raw syscall.RawConn, take func([]byte, *unix.SockaddrLinklayer)) {
 			return
 		}
 		// A failure is for example a link that went down; the socket stays.
-		if sender, ok := from.(*unix.SockaddrLinklayer); failed == nil && ok {
-			take(buf[:n], sender)
+		if failed == nil {
+			take(buf[:n], from)
 		}
 	}
 }
 
-// arpSocket returns a packet socket for the ARP that arrives at any link. A mark
-// other than 0 leaves out the packets that do not carry it.
-func arpSocket(mark uint32) (*os.File, error) { return packetSocket(etherARP, mark) }
-
-// packetSocket returns a socket for the packets of one protocol, without
-// link-layer headers, that the runtime can wait on. The kernel looks at each
-// packet of the protocol for the mark, and copies none without it.
-func packetSocket(protocol uint16, mark uint32) (*os.File, error) {
+// packetSocket returns a socket for the packets of one protocol that arrive at
+// any link, without link-layer headers, that the runtime can wait on. The kernel
+// runs filter, if there is one, on each packet of the protocol, and copies only
+// what that takes.
+func packetSocket(protocol uint16, filter []unix.SockFilter) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	if mark != 0 {
-		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, onlyMarked(mark))
+	if filter != nil {
+		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, sockFprog(filter))
 	}
 	if err == nil {
 		proto := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, protocol))
@@ -116,16 +113,19 @@ func packetSocket(protocol uint16, mark uint32) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "packets"), nil
 }
 
+func sockFprog(code []unix.SockFilter) *unix.SockFprog {
+	return &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
+}
+
 // onlyMarked is a filter of the classic kind: only it can see marks here.
-func onlyMarked(mark uint32) *unix.SockFprog {
+func onlyMarked(mark uint32) []unix.SockFilter {
 	const loadMark = 0xfffff000 + 20 // SKF_AD_OFF + SKF_AD_MARK
-	code := []unix.SockFilter{
+	return []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: loadMark},
 		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: mark},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff},
 		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 	}
-	return &unix.SockFprog{Len: uint16(len(code)), Filter: &code[0]}
 }
 
 // request reads an ARP packet; ok is false unless it is a request by one
@@ -139,19 +139,11 @@ func request(b []byte) (Resolved, bool) {
 	return r, r.Node != r.Target && !r.Node.IsUnspecified()
 }
 
-const (
-	ipv6HeaderLen = 40
-	icmp6NS       = 135
-	nsLen         = ipv6HeaderLen + 24
-)
-
 // solicitation reads an IPv6 packet; ok is false unless one address asks for
 // another in it. The asking address may be a link-local one. Duplicate address
 // detection, which asks from no address, is no node that looks for its way.
 func solicitation(b []byte) (Resolved, bool) {
-	if len(b) < nsLen || b[0]>>4 != 6 || b[6] != unix.IPPROTO_ICMPV6 || b[7] != 255 || b[ipv6HeaderLen] != icmp6NS || b[ipv6HeaderLen+1] != 0 {
-		return Resolved{}, false
-	}
-	r := Resolved{Node: netip.AddrFrom16([16]byte(b[8:24])), Target: netip.AddrFrom16([16]byte(b[ipv6HeaderLen+8 : nsLen]))}
-	return r, r.Node != r.Target && !r.Node.IsUnspecified()
+	m, ok := discoveryPacket(b, nil)
+	r := Resolved{Node: m.source, Target: m.target}
+	return r, ok && m.solicits && r.Node != r.Target && !r.Node.IsUnspecified()
 }

@@ -3,6 +3,7 @@
 package nettest
 
 import (
+	"math/bits"
 	"net"
 	"slices"
 	"sync"
@@ -11,16 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Recording keeps the IPv4 packets that arrive at a NIC.
+// Recording keeps the packets of one family that arrive at a NIC.
 type Recording struct {
 	mu      sync.Mutex
 	packets [][]byte
 }
 
-// Record keeps what arrives at nic until the test ends.
+// Record keeps the IPv4 packets that arrive at nic until the test ends.
 func (n *Net) Record(nic string) *Recording {
 	n.t.Helper()
-	const ip = 0x0008 // ETH_P_IP, in network order
+	return n.record(nic, unix.ETH_P_IP)
+}
+
+// RecordIPv6 keeps the IPv6 packets that arrive at nic until the test ends.
+func (n *Net) RecordIPv6(nic string) *Recording {
+	n.t.Helper()
+	return n.record(nic, unix.ETH_P_IPV6)
+}
+
+func (n *Net) record(nic string, protocol uint16) *Recording {
+	n.t.Helper()
 	r := &Recording{}
 	var fd int
 	var err error
@@ -35,7 +46,7 @@ func (n *Net) Record(nic string) *Recording {
 		timeout := unix.NsecToTimeval(int64(50 * time.Millisecond))
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
 		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: ip, Ifindex: link.Index})
+		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bits.ReverseBytes16(protocol), Ifindex: link.Index})
 	})
 	if err != nil {
 		n.t.Fatalf("record on %s: %v", nic, err)
