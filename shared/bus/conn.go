@@ -119,7 +119,7 @@ func Connect(ctx context.Context, cfg Config, name string, log *slog.Logger, opt
 func (c *Conn) options(name string, o connOptions) []nats.Option {
 	out := []nats.Option{
 		nats.Name(strings.TrimSpace(name + " " + o.version)),
-		nats.CustomInboxPrefix("_INBOX_" + name),
+		nats.CustomInboxPrefix(Inbox(name)),
 		nats.RetryOnFailedConnect(true),
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(o.wait),

@@ -45,3 +45,38 @@ func ClusterPermissions(cluster string) []string {
 		auditPrefix + ".*." + string(RoleCluster) + "." + cluster + ".>",
 	}
 }
+
+// AuditorPermissions returns what the auditor publishes to: it reads the audit
+// and the status.
+func AuditorPermissions() []string {
+	out := []string{"$JS.API.STREAM.INFO." + AuditStream}
+	out = append(out, reading(AuditStream, "*", auditPrefix+".>")...)
+	out = append(out, "$JS.API.STREAM.INFO.KV_"+StatusBucket)
+	return append(out, reading("KV_"+StatusBucket, "*", "$KV."+StatusBucket+".>")...)
+}
+
+// SetupPermissions returns what Setup publishes to. Who holds them can not
+// delete a stream or purge one, but can reshape it, down to no content.
+func SetupPermissions() []string {
+	out := []string{"$JS.API.INFO"}
+	for _, stream := range []string{"KV_" + StateBucket, "KV_" + StatusBucket, AuditStream} {
+		for _, verb := range []string{"INFO", "CREATE", "UPDATE"} {
+			out = append(out, "$JS.API.STREAM."+verb+"."+stream)
+		}
+	}
+	return out
+}
+
+// reading is what reading a stream takes: a consumer of a name that shows
+// subjects. The filter as part of the subject lets a server refuse any other.
+func reading(stream, consumer, subjects string) []string {
+	return []string{
+		"$JS.API.CONSUMER.CREATE." + stream + "." + consumer + "." + subjects,
+		"$JS.API.CONSUMER.DELETE." + stream + "." + consumer,
+		"$JS.API.CONSUMER.MSG.NEXT." + stream + "." + consumer,
+	}
+}
+
+// Inbox is the prefix of the subjects that a user of this name gets its answers
+// on, and the only one that it has to be allowed to subscribe to.
+func Inbox(name string) string { return "_INBOX_" + name }

@@ -31,6 +31,7 @@ var ours = map[string][]string{
 	"shared/daemon":                    nil,
 	"shared/settings":                  nil,
 	"shared/bus":                       {"shared/tenant"},
+	"shared/natsconf":                  {"shared/bus", "shared/tenant"},
 	"gateway-agent":                    {"gateway-agent/internal/...", "shared/..."},
 	"gateway-agent/internal/plan":      {"shared/tenant"},
 	"gateway-agent/internal/kernel":    {"gateway-agent/internal/plan", "shared/tenant"},
