@@ -40,6 +40,7 @@ type Conn struct {
 	config Config
 
 	asyncErrors atomic.Uint64
+	probing     atomic.Bool // the server is being asked whether it is there
 
 	mu       sync.Mutex
 	state    StateChange

@@ -123,6 +123,7 @@ func (c *Conn) publish(ctx context.Context, msgs []*nats.Msg) (acks []*jetstream
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout+time.Second)
 	defer cancel()
+	go c.suspect(call)
 	for i, f := range futures {
 		select {
 		case acks[i] = <-f.Ok():

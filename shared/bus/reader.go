@@ -19,6 +19,8 @@ type reader struct {
 	queue   *queue
 	created time.Time // of the bucket
 
+	target   uint64          // the first read must reach this stream sequence; 0 = the counts suffice
+	reached  uint64          // highest stream sequence delivered
 	initial  uint64          // messages to come before everything was read once
 	received uint64          // also the consumer sequence of the last message
 	pending  uint64          // messages still to come when the last one was sent
@@ -75,9 +77,21 @@ func (r *reader) close() {
 }
 
 // complete says whether everything that the bucket held was read. The server's
-// counts can be off when keys are rewritten or removed meanwhile, hence two.
-func (r *reader) complete() bool {
+// counts can be off when keys are rewritten or removed meanwhile, hence two. In a
+// cluster they are those of one copy of the bucket, which may lag behind: the
+// last write that the leader told of must have come too.
+func (r *reader) complete() bool { return r.counted() && r.reached >= r.target }
+
+func (r *reader) counted() bool {
 	return r.received >= r.initial || r.received > 0 && r.pending == 0
+}
+
+// mustReach demands of the first read what the leader of the bucket's servers
+// has, unless that was demanded in vain: a last write that expired never comes.
+func (r *reader) mustReach(info *jetstream.StreamInfo) {
+	if r.w.filter == ">" && info.Config.Replicas > 1 && r.w.lagging < maxLagging {
+		r.target = info.State.LastSeq
+	}
 }
 
 // take returns what has arrived since. With an error the entries before it.
@@ -98,6 +112,7 @@ func (r *reader) take() ([]entry, error) {
 		}
 		r.received, r.pending = md.Sequence.Consumer, md.NumPending
 		r.seen = max(r.seen, md.Sequence.Stream)
+		r.reached = max(r.reached, md.Sequence.Stream)
 		r.progress = time.Now()
 		r.names[key] = true
 		e := entry{key: key, rev: md.Sequence.Stream, time: md.Timestamp, gone: gone(m.Headers())}

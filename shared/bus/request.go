@@ -6,13 +6,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
 
+// How long the first try of a question waits for its answer.
+const (
+	repeatLookup   = time.Second
+	repeatConsumer = 2 * time.Second
+)
+
 // errNoAnswer is what a missing permission looks like from here: the server
 // tells the connection (which logs it), and not the request.
-var errNoAnswer = fmt.Errorf("NATS did not answer within %s; does it lack JetStream or a permission?", callTimeout)
+var errNoAnswer = fmt.Errorf("NATS did not answer within %s; does it lack JetStream, a permission, or a majority of its cluster?", callTimeout)
 
 // request runs one request to the server. It is bounded by time, and by the
 // connection that it goes over: what is under way when that breaks will never
@@ -25,6 +32,7 @@ func request[T any](ctx context.Context, c *Conn, send func(context.Context) (T,
 	}
 	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	go c.suspect(call)
 	go func() {
 		select {
 		case <-call.Done():
@@ -48,18 +56,38 @@ func request[T any](ctx context.Context, c *Conn, send func(context.Context) (T,
 	return zero, err
 }
 
+// repeated asks again when there is no answer, waiting twice as long each time: a
+// group of servers that has no leader just now answers what came meanwhile never,
+// not late. It is for questions that do no harm when asked twice.
+func repeated[T any](first time.Duration, ask func(context.Context) (T, error)) func(context.Context) (T, error) {
+	return func(ctx context.Context) (T, error) {
+		for wait := first; ; wait *= 2 {
+			try, cancel := context.WithTimeout(ctx, wait)
+			v, err := ask(try)
+			unanswered := try.Err() != nil
+			cancel()
+			if err == nil || ctx.Err() != nil || !unanswered {
+				return v, err
+			}
+		}
+	}
+}
+
 // stream looks a stream up.
 func (c *Conn) stream(ctx context.Context, name string) (jetstream.Stream, error) {
-	s, err := request(ctx, c, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, name) })
+	s, err := request(ctx, c, repeated(repeatLookup, func(ctx context.Context) (jetstream.Stream, error) {
+		return c.js.Stream(ctx, name)
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("look up stream %s: %w", name, err)
 	}
 	return s, nil
 }
 
-// consumer creates a consumer.
+// consumer creates a consumer. One that was given to a server which is gone
+// answers never, so another one is made; the server forgets the first.
 func (c *Conn) consumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
-	return request(ctx, c, func(ctx context.Context) (jetstream.Consumer, error) {
+	return request(ctx, c, repeated(repeatConsumer, func(ctx context.Context) (jetstream.Consumer, error) {
 		return c.js.CreateConsumer(ctx, stream, cfg)
-	})
+	}))
 }

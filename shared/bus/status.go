@@ -29,8 +29,9 @@ type StatusOptions struct {
 // StatusWriter makes the bucket egress-status say what one gateway reports.
 //
 // It reads no record, which a gateway needs no permission for: it remembers what
-// it wrote, forgets that whenever the connection or the bucket changes, and then
-// asks the server for the names of its keys only.
+// it wrote, forgets that whenever the connection or the bucket changes (and once
+// more a few minutes later), and then asks the server for the names of its keys
+// only.
 type StatusWriter struct {
 	conn    *Conn
 	gateway string
@@ -44,11 +45,15 @@ type StatusWriter struct {
 	lastSeq uint64            // the bucket held at least so much
 	written map[string][]byte // what the bucket holds of ours; nil = not known
 	failed  bool              // the last Sync failed
+	doubted time.Time         // when to write everything again; zero = never
 }
 
 // NewStatusWriter returns a StatusWriter for a gateway. Run must run for it to
 // notice that the bucket or the connection changed.
 func NewStatusWriter(conn *Conn, gateway string, opts StatusOptions) *StatusWriter {
+	if opts.Clock == nil {
+		opts.Clock = time.Now
+	}
 	return &StatusWriter{conn: conn, gateway: gateway, opts: opts, changed: make(chan struct{}, 1)}
 }
 
@@ -71,7 +76,22 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-changed:
 			w.forget()
+			// A server that was frozen reads what was sent to it when it wakes
+			// up, however old that is then, and puts it over what was written
+			// since by way of another server.
+			w.mu.Lock()
+			w.doubted = w.opts.Clock().Add(compareEvery)
+			w.mu.Unlock()
 		case <-t.C:
+			w.mu.Lock()
+			due := !w.doubted.IsZero() && w.opts.Clock().After(w.doubted)
+			if due {
+				w.doubted = time.Time{}
+			}
+			w.mu.Unlock()
+			if due {
+				w.forget()
+			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -145,6 +146,34 @@ func TestStatusSurvivesTheServer(t *testing.T) {
 	eventually(t, "the writer to ask for a sync", func() bool { return received(w.Changed()) })
 	report1(t, w, report("gw1", 2, 3))
 	tells(t, f, map[string]int64{"gw1/ns-0": 3, "gw1/ns-1": 3})
+}
+
+// A record that a frozen server delivers late, over a newer one, is mended.
+func TestStatusThatArrivesLate(t *testing.T) {
+	t.Parallel()
+	srv := startServer(t)
+	d := &cutter{}
+	var skew atomic.Int64
+	conn := srv.connect("gw1", WithDialer(d))
+	w := NewStatusWriter(conn, "gw1", StatusOptions{
+		Clock: func() time.Time { return time.Now().Add(time.Duration(skew.Load())) }, Log: quiet(),
+	})
+	run(t, w.Run)
+	f := startStatusFollower(t, srv.connect("ca"))
+	report1(t, w, report("gw1", 2, 1))
+	drainSignal(w.changed)
+	d.cut()
+	eventually(t, "the writer to ask for a sync", func() bool { return received(w.Changed()) && conn.Connected() })
+	eventually(t, "a sync", func() bool { _, err := w.Sync(within(t), report("gw1", 2, 2)); return err == nil })
+	tells(t, f, map[string]int64{"gw1/ns-0": 2, "gw1/ns-1": 2})
+	kv := must(srv.raw().KeyValue(within(t), StatusBucket))
+	must(kv.Put(within(t), "gw1.tenant.c1.ns-0", report("gw1", 2, 1)["gw1.tenant.c1.ns-0"]))
+	tells(t, f, map[string]int64{"gw1/ns-0": 1, "gw1/ns-1": 2})
+	drainSignal(w.changed)
+	skew.Store(int64(compareEvery))
+	eventually(t, "the writer to ask for a sync", func() bool { return received(w.Changed()) })
+	report1(t, w, report("gw1", 2, 2))
+	tells(t, f, map[string]int64{"gw1/ns-0": 2, "gw1/ns-1": 2})
 }
 
 func TestStatusGarbage(t *testing.T) {

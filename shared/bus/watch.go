@@ -24,6 +24,7 @@ const (
 	maxRetry       = time.Second
 	missingRetry   = 250 * time.Millisecond
 	maxPollErrors  = 3
+	maxLagging     = 2 // sessions in a row that may end because a copy lags
 	streamPrefix   = "KV_"
 	subjectsOfKeys = "$KV."
 )
@@ -37,6 +38,7 @@ var (
 	errDeaf          = errors.New("writes to the bucket did not arrive")
 	errGap           = errors.New("messages got lost on the way")
 	errStalled       = errors.New("reading the bucket made no progress")
+	errLagging       = errors.New("this copy of the bucket lacks its last writes")
 	errRefresh       = errors.New("refresh") // asked for by its own feed
 )
 
@@ -95,6 +97,7 @@ type watcher struct {
 	create  func(context.Context) error // makes a bucket that is missing; nil = wait for it
 
 	told     bool // that create fails
+	lagging  int  // sessions in a row that ended with errLagging
 	kick     chan struct{}
 	expected atomic.Uint64 // a sequence that is known to exist and match the filter
 }
@@ -216,6 +219,7 @@ func (w *watcher) session(ctx context.Context) (loaded bool, err error) {
 	defer r.close()
 	w.feed.begin(incarnation{created: info.Created, ttl: info.Config.AllowMsgTTL})
 	r.seen, r.keys = info.State.LastSeq, info.State.NumSubjects
+	r.mustReach(info)
 	return w.follow(ctx, r, stream, changed)
 }
 
@@ -228,6 +232,9 @@ func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream
 	for {
 		if !loaded && r.complete() {
 			loaded = true
+			if r.target > 0 {
+				w.lagging = 0
+			}
 			w.feed.loaded()
 		}
 		select {
@@ -255,10 +262,19 @@ func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream
 			w.feed.tick()
 			w.poll(ctx, r, stream)
 			if !loaded && time.Since(r.progress) > stallAfter {
-				return false, errStalled
+				return false, w.stalled(r)
 			}
 		}
 	}
+}
+
+// stalled says why a first read does not end.
+func (w *watcher) stalled(r *reader) error {
+	if !r.counted() {
+		return errStalled
+	}
+	w.lagging++
+	return errLagging
 }
 
 // pollResult is a bucket's account of itself, and what was known when it was

@@ -128,10 +128,14 @@ func (w *Writer) beat(ctx context.Context) {
 	}
 }
 
-// Heartbeat tells the gateways that the writer is alive. Run calls it.
+// Heartbeat tells the gateways that the writer is alive. Run calls it. What it
+// writes has to come back: a copy of the bucket that lags does not go unnoticed.
 func (w *Writer) Heartbeat(ctx context.Context) error {
 	h := tenant.Heartbeat{Schema: tenant.Schema, Cluster: w.cluster, Writer: w.opts.Identity, Time: w.opts.Clock().UTC()}
-	_, err := w.conn.put(ctx, StateBucket, []write{{key: tenant.HeartbeatKey(w.cluster).String(), value: tenant.Encode(h)}}, false)
+	revs, err := w.conn.put(ctx, StateBucket, []write{{key: tenant.HeartbeatKey(w.cluster).String(), value: tenant.Encode(h)}}, false)
+	if err == nil {
+		w.watch.expect(revs[0])
+	}
 	return err
 }
 
