@@ -6,7 +6,11 @@ export CGO_ENABLED := 0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 BIN := build/bin
 AGENTS := $(BIN)/gateway-agent $(BIN)/cluster-agent
-LDFLAGS := -s -w -X egress-gateway.io/shared/daemon.version=$(VERSION)
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null)
+DATE ?= $(shell TZ=UTC git log -1 --format=%cd --date=format-local:%Y-%m-%dT%H:%M:%SZ 2>/dev/null)
+STAMP := egress-gateway.io/shared/daemon
+# The date is the commit's: what is built twice is the same.
+LDFLAGS := -s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X $(STAMP).date=$(DATE)
 
 # Packages whose tests send packets; they run alone, one after the other, so
 # that no two fight for the two cores while something waits for an answer.

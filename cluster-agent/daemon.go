@@ -74,12 +74,12 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger) (*agent, error) {
 	a.auditor = auditAdapter{a.audit, c.Name}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	a.kube, err = kube.New(cfg, kube.Options{Log: log, Clock: time.Now, Changed: a.poke})
+	a.kube, err = kube.New(cfg, kube.Options{Log: log, Clock: time.Now, Metrics: kube.NewMetrics(registry), Changed: a.poke})
 	if err != nil {
 		return nil, err
 	}
 	a.metrics = publish.NewMetrics(registry)
-	figures{a.conn.Connected, func() bool { return a.loop.Load() != nil }, a.audit}.register(registry, version)
+	figures{a.behind, a.conn, a.statuses, a.audit}.register(registry)
 	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.live, Ready: a.kube.Ready, Registry: registry}.Listen()
 	if err != nil {
 		return nil, fmt.Errorf("CLUSTER_LISTEN=%q: %w", c.Listen, err)
@@ -165,6 +165,15 @@ func (a *agent) resync() {
 	if l := a.loop.Load(); l != nil {
 		l.Resync()
 	}
+}
+
+// behind is for how long the gateways have not been told the latest state, if
+// this replica leads.
+func (a *agent) behind() (d time.Duration, leads bool) {
+	if l := a.loop.Load(); l != nil {
+		return l.Behind(), true
+	}
+	return 0, false
 }
 
 // live fails if this replica leads and its loop does not turn over.

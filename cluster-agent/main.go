@@ -36,7 +36,7 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 			}
 			return exitOK
 		case "version", "--version", "-version":
-			fmt.Fprintln(stdout, "cluster-agent", daemon.Version())
+			fmt.Fprintln(stdout, "cluster-agent", daemon.ReadBuild())
 			return exitOK
 		}
 		fmt.Fprintf(stderr, "cluster-agent: unknown argument %q; it takes none, see `cluster-agent --help`\n", args[0])

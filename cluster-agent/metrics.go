@@ -2,35 +2,63 @@
 
 package main
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
 
-// figures are what the process as a whole shows.
+	"github.com/prometheus/client_golang/prometheus"
+
+	"egress-gateway.io/shared/daemon"
+)
+
+// figures are what the process as a whole shows, read when scraped.
 type figures struct {
-	connected, leads func() bool
-	audit            interface {
+	// behind is for how long the gateways have not been told the latest state;
+	// ok is false while this replica does not lead.
+	behind func() (d time.Duration, ok bool)
+	bus    interface {
+		Connected() bool
+		ServerClock() (ahead, uncertain time.Duration, known bool)
+	}
+	gateways interface {
+		Ages() map[string]time.Duration
+	}
+	audit interface {
 		Pending() int
 		Dropped() uint64
 	}
 }
 
 // register makes them part of r.
-func (f figures) register(r prometheus.Registerer, version string) {
-	gauge := func(name, help string, value func() float64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+func (f figures) register(r prometheus.Registerer) { r.MustRegister(f, daemon.ReadBuild().Metric()) }
+
+// Describe sends nothing: which figures there are is known when scraped.
+func (f figures) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (f figures) Collect(out chan<- prometheus.Metric) {
+	send := func(kind prometheus.ValueType, name, help string, value float64, label, of []string) {
+		out <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, label, nil), kind, value, of...)
 	}
+	gauge := func(name, help string, value float64) { send(prometheus.GaugeValue, name, help, value, nil, nil) }
 	truth := func(b bool) float64 {
 		if b {
 			return 1
 		}
 		return 0
 	}
-	gauge("egress_nats_connected", "1 while there is a connection to NATS.", func() float64 { return truth(f.connected()) })
-	gauge("egress_leader", "1 while this replica leads.", func() float64 { return truth(f.leads()) })
-	gauge("egress_audit_spool_events", "Audit events that NATS has not taken yet.", func() float64 { return float64(f.audit.Pending()) })
-	r.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "egress_audit_dropped_total", Help: "Audit events that were lost since the spool was full.",
-	}, func() float64 { return float64(f.audit.Dropped()) }))
-	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "egress_build_info", Help: "The version of the program; always 1.", ConstLabels: prometheus.Labels{"version": version},
-	}, func() float64 { return 1 }))
+	behind, leads := f.behind()
+	gauge("egress_leader", "1 while this replica leads.", truth(leads))
+	if leads {
+		gauge("egress_state_behind_seconds", "For how long the gateways have not been told the latest state; 0 if they have.", behind.Seconds())
+	}
+	gauge("egress_nats_connected", "1 while there is a connection to NATS.", truth(f.bus.Connected()))
+	if ahead, uncertain, known := f.bus.ServerClock(); known {
+		gauge("egress_nats_clock_skew_seconds", "How far the clock of the NATS server is ahead of this machine's.", ahead.Seconds())
+		gauge("egress_nats_clock_uncertainty_seconds", "How far egress_nats_clock_skew_seconds can be wrong: half of the shortest round trip.", uncertain.Seconds())
+	}
+	for name, age := range f.gateways.Ages() {
+		send(prometheus.GaugeValue, "egress_gateway_report_age_seconds", "Time since the gateway's last report of itself came.", age.Seconds(), []string{"gateway"}, []string{name})
+	}
+	gauge("egress_audit_spool_events", "Audit events that NATS has not taken yet.", float64(f.audit.Pending()))
+	send(prometheus.CounterValue, "egress_audit_dropped_total", "Audit events that were lost: the spool was full or damaged.", float64(f.audit.Dropped()), nil, nil)
 }

@@ -184,12 +184,18 @@ func (a auditAdapter) EmitAll(events []reconcile.Event) error {
 	return a.Audit.EmitAll(out)
 }
 
+// busFigures is what the metrics ask of NATS.
+type busFigures struct {
+	*bus.Conn
+	*bus.Follower
+}
+
 // viewsOf returns the confirmed views: a follower returns no others.
 func viewsOf(f *bus.Follower) map[string]reconcile.View {
 	out := map[string]reconcile.View{}
 	for cluster, v := range f.Views() {
 		view := reconcile.View{
-			Confirmed: true, Generation: v.Ready.Generation, Network: v.Network, Heartbeat: v.Heartbeat.Time,
+			Confirmed: true, Generation: v.Ready.Generation, Network: v.Network,
 			Tenants: make(map[string]tenant.Tenant, len(v.Tenants)),
 			Nodes:   make(map[string]tenant.Node, len(v.Nodes)),
 			Bad:     make(map[tenant.Key]error, len(v.Problems)),

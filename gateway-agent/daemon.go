@@ -125,7 +125,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	if err != nil {
 		return nil, fmt.Errorf("audit spool: %w", err)
 	}
-	m := newMetrics(version)
+	m, refused := newMetrics(), &older{}
 	conns := countedFlows{flowsAdapter{a.flows}, m.flushed}
 	checks := &laterChecks{kernel: k, every: checkEvery, log: log, load: func() (tenants, nodes int) {
 		for _, cluster := range a.loop.Snapshot().Memory.Clusters {
@@ -154,7 +154,11 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		},
 		Spills: func() []plan.Spill { return a.ports.View().Spills },
 		Sweep:  a.sweep.Poke,
-		OnPass: func(p reconcile.Pass) { m.observe(p); a.report.Poke() },
+		OnPass: func(p reconcile.Pass) {
+			m.observe(p)
+			refused.look(a.loop.Snapshot().Problems)
+			a.report.Poke()
+		},
 	}
 	if c.ProbeWait > 0 {
 		options.Prober = prober{a.announcer.inside, c.ProbeWait}
@@ -166,7 +170,10 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Snapshot: a.loop.Snapshot, Statuses: statusAdapter{a.status},
 	}
 	registry := prometheus.NewRegistry()
-	m.register(registry, scraped{a.loop.Snapshot, a.ports.View, a.conn.Connected, k.Counters, k.Tables, a.audit})
+	m.register(registry, scraped{
+		snapshot: a.loop.Snapshot, ports: a.ports.View, counters: k.Counters, tables: k.Tables,
+		older: refused, bus: busFigures{a.conn, a.follower}, audit: a.audit,
+	})
 	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.live, Ready: a.ready, Registry: registry}.Listen()
 	return a, err
 }

@@ -59,7 +59,7 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 		}
 		return exitOK
 	case "version", "--version", "-version":
-		fmt.Fprintln(stdout, "gateway-agent", daemon.Version())
+		fmt.Fprintln(stdout, "gateway-agent", daemon.ReadBuild())
 		return exitOK
 	}
 	for _, c := range commands() {

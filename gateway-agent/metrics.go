@@ -7,23 +7,26 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"egress-gateway.io/gateway-agent/internal/reconcile"
+	"egress-gateway.io/shared/daemon"
 )
 
 // metrics are what the daemon counts itself; all else is read when scraped.
 type metrics struct {
 	passes      *prometheus.CounterVec
+	errors      *prometheus.CounterVec
 	duration    prometheus.Histogram
 	programming prometheus.Histogram
 	steps       prometheus.Counter
 	flushed     prometheus.Counter
 	conflicts   prometheus.Counter
-	build       prometheus.Gauge
 }
 
-func newMetrics(version string) *metrics {
+func newMetrics() *metrics {
 	m := &metrics{
 		passes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "egress_reconcile_passes_total", Help: "Passes of the loop, by result."}, []string{"result"}),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "egress_reconcile_errors_total", Help: "What failed in passes, by what it concerns."}, []string{"kind"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "egress_reconcile_duration_seconds", Help: "Duration of a pass, whether it changed something or not.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}),
@@ -36,17 +39,20 @@ func newMetrics(version string) *metrics {
 			Name: "egress_conntrack_flushed_total", Help: "Connections that were ended because they would have had a wrong source."}),
 		conflicts: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "egress_address_conflicts_total", Help: "Packets (ARP, neighbour discovery) in which other hosts claimed an address in use here."}),
-		build: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "egress_build_info", Help: "The version of the program; always 1.", ConstLabels: prometheus.Labels{"version": version}}),
 	}
-	m.build.Set(1)
+	for _, kind := range reconcile.Kinds() {
+		m.errors.WithLabelValues(kind) // so that the first one shows as an increase
+	}
 	return m
 }
 
 func (m *metrics) observe(p reconcile.Pass) {
 	result := "ok"
-	if p.Err != nil || p.Failures > 0 {
-		result = "failed"
+	for kind, n := range p.Failed {
+		m.errors.WithLabelValues(kind).Add(float64(n))
+		if kind != reconcile.FailedOther {
+			result = "failed"
+		}
 	}
 	m.passes.WithLabelValues(result).Inc()
 	m.duration.Observe(p.Duration.Seconds())
@@ -57,6 +63,6 @@ func (m *metrics) observe(p reconcile.Pass) {
 }
 
 func (m *metrics) register(r *prometheus.Registry, s scraped) {
-	r.MustRegister(m.passes, m.duration, m.programming, m.steps, m.flushed, m.conflicts, m.build, s,
+	r.MustRegister(m.passes, m.errors, m.duration, m.programming, m.steps, m.flushed, m.conflicts, daemon.ReadBuild().Metric(), s,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 }

@@ -5,13 +5,16 @@ package main
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"egress-gateway.io/gateway-agent/internal/flows"
 	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
+	"egress-gateway.io/shared/bus"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -21,15 +24,42 @@ const scrapeTimeout = 5 * time.Second
 // scraped reads at the time of the scrape what others hold: the loop, the watch
 // over the ports, and the kernel, that with a few requests for all tenants.
 type scraped struct {
-	snapshot  func() *reconcile.Snapshot
-	ports     func() *reconcile.PortsView
-	connected func() bool
-	counters  func(context.Context) (kernel.Counters, error)
-	tables    func() (kernel.Tables, error)
-	audit     interface {
+	snapshot func() *reconcile.Snapshot
+	ports    func() *reconcile.PortsView
+	counters func(context.Context) (kernel.Counters, error)
+	tables   func() (kernel.Tables, error)
+	older    *older
+	bus      interface {
+		Connected() bool
+		ServerClock() (ahead, uncertain time.Duration, known bool)
+		Signs() map[string]bus.Sign
+		Rejected() map[string]uint64
+	}
+	audit interface {
 		Pending() int
 		Dropped() uint64
 	}
+}
+
+// older counts the snapshots that the loop refused since it had applied newer
+// ones in an earlier life, of which the follower knows nothing.
+type older struct {
+	refused map[string]bool // clusters, in the last pass
+	count   atomic.Uint64
+}
+
+// look takes in the problems of a pass; it is for the goroutine of the loop.
+func (o *older) look(problems []plan.Problem) {
+	now := map[string]bool{}
+	for _, p := range problems {
+		if p.Reason == reconcile.ReasonOldSnapshot {
+			now[p.Cluster] = true
+			if !o.refused[p.Cluster] {
+				o.count.Add(1)
+			}
+		}
+	}
+	o.refused = now
 }
 
 // sink takes values. Labels alternate between name and value.
@@ -68,7 +98,6 @@ func (s scraped) Collect(out chan<- prometheus.Metric) {
 	to.gauge("egress_gateway_tenants_failed", "Tenants that are not served as their records ask for.", float64(failed))
 	to.gauge("egress_gateway_tenants_held", "Tenants that are kept although their records vanished.", float64(held))
 	to.gauge("egress_gateway_problems", "Problems that status shows, warnings included.", float64(len(snap.Problems)))
-	to.gauge("egress_nats_connected", "1 while there is a connection to NATS.", boolValue(s.connected()))
 	to.gauge("egress_audit_spool_events", "Audit events that NATS has not acknowledged yet.", float64(s.audit.Pending()))
 	to.counter("egress_audit_dropped_total", "Audit events that were lost: the spool was full or damaged.", s.audit.Dropped())
 	if !snap.Pass.Began.IsZero() {
@@ -79,13 +108,31 @@ func (s scraped) Collect(out chan<- prometheus.Metric) {
 	}
 	for cluster, c := range snap.Memory.Clusters {
 		to.gauge("egress_state_revision", "Generation of the state in force.", float64(c.Generation), "cluster", cluster)
-		if beat := snap.Heartbeats[cluster]; !beat.IsZero() {
-			to.gauge("egress_state_age_seconds", "Time since the cluster's writer was last alive.", time.Since(beat).Seconds(), "cluster", cluster)
-		}
 	}
+	s.collectBus(to)
 	s.collectTraffic(to)
 	s.collectPorts(to)
 	s.collectTables(to)
+}
+
+func (s scraped) collectBus(to sink) {
+	to.gauge("egress_nats_connected", "1 while there is a connection to NATS.", boolValue(s.bus.Connected()))
+	for cluster, sign := range s.bus.Signs() {
+		to.gauge("egress_state_age_seconds", "Time since the cluster's writer was last alive.", sign.Age.Seconds(), "cluster", cluster)
+		if sign.AheadKnown {
+			to.gauge("egress_clock_skew_seconds", "How far the clock of the cluster's writer is ahead of this machine's.", sign.Ahead.Seconds(), "cluster", cluster)
+		}
+	}
+	if ahead, uncertain, known := s.bus.ServerClock(); known {
+		to.gauge("egress_nats_clock_skew_seconds", "How far the clock of the NATS server is ahead of this machine's.", ahead.Seconds())
+		to.gauge("egress_nats_clock_uncertainty_seconds", "How far egress_nats_clock_skew_seconds can be wrong: half of the shortest round trip.", uncertain.Seconds())
+	}
+	for reason, n := range s.bus.Rejected() {
+		if reason == "older" {
+			n += s.older.count.Load()
+		}
+		to.counter("egress_snapshot_rejected_total", "Snapshots of a cluster's state that were not taken.", n, "reason", reason)
+	}
 }
 
 func (s scraped) collectTraffic(to sink) {

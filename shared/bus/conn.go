@@ -41,6 +41,7 @@ type Conn struct {
 
 	asyncErrors atomic.Uint64
 	probing     atomic.Bool // the server is being asked whether it is there
+	clock       serverClock
 
 	mu       sync.Mutex
 	state    StateChange
@@ -180,6 +181,7 @@ func (c *Conn) closed() {
 }
 
 func (c *Conn) set(s StateChange) {
+	c.clock.reset()
 	c.mu.Lock()
 	c.state, c.lastErr = s, ""
 	close(c.changed)

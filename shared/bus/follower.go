@@ -4,7 +4,6 @@ package bus
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -47,6 +46,7 @@ type Follower struct {
 	mu       sync.Mutex // guards the rest; all writes come from Run's goroutine
 	views    map[string]View
 	problems problemSet
+	rejected map[string]uint64
 
 	// The session's own state.
 	epoch    string
@@ -66,23 +66,29 @@ type cluster struct {
 	bad    error // why ready or the heartbeat can not be read
 	dirty  bool  // something changed since it was last judged
 
-	refused error     // why it was not confirmed
-	passing bool      // the next few writes are likely to lift the refusal
+	refused *refusal  // why it was not confirmed
 	since   time.Time // when it was first refused
+	counted bool      // among the rejected, since then
 }
 
 // beat is the last heartbeat of a cluster, and when it came by our own clock:
 // those of two machines are not compared beyond the first.
 type beat struct {
 	tenant.Heartbeat
-	seen time.Time
+	seen   time.Time
+	stored time.Time       // by the server's clock
+	early  bool            // it was there before us, so seen is a guess
+	lags   []time.Duration // from Time to stored, of the last few
 }
 
 // NewFollower returns a Follower; Run must be called for it to do anything.
 func NewFollower(conn *Conn, opts FollowerOptions) *Follower {
 	f := &Follower{
 		clock: opts.Clock, log: opts.Log, changed: make(chan struct{}, 1),
-		views: maps.Clone(opts.Initial), beats: map[string]beat{}, cut: ErrNotConnected,
+		views: maps.Clone(opts.Initial), beats: map[string]beat{}, cut: ErrNotConnected, rejected: map[string]uint64{},
+	}
+	for _, reason := range []string{rejectedUnreadable, rejectedEmpty, rejectedUnclosed, rejectedBucket, rejectedOlder, rejectedIncomplete, rejectedMismatch} {
+		f.rejected[reason] = 0
 	}
 	if f.clock == nil {
 		f.clock = time.Now
@@ -239,11 +245,16 @@ func (f *Follower) storeHeartbeat(key tenant.Key, e entry) {
 	if f.beats[key.Cluster].Heartbeat == h {
 		return
 	}
-	now := f.clock()
-	if !f.isLoaded && h.Time.Before(now) {
-		now = h.Time // it was there before us
+	b := f.beats[key.Cluster]
+	if b.Writer != h.Writer {
+		b.lags = nil // another machine
 	}
-	f.beats[key.Cluster] = beat{h, now}
+	b.Heartbeat, b.seen, b.stored, b.early = h, f.clock(), e.time, !f.isLoaded
+	if b.early && h.Time.Before(b.seen) {
+		b.seen = h.Time
+	}
+	b.lags = append(b.lags[max(0, len(b.lags)-clockBeats+1):len(b.lags):len(b.lags)], e.time.Sub(h.Time))
+	f.beats[key.Cluster] = b
 	if v, ok := f.views[key.Cluster]; ok {
 		v.Heartbeat = h
 		f.views[key.Cluster] = v
@@ -263,13 +274,16 @@ func (f *Follower) judge() {
 func (f *Follower) judgeCluster(name string, c *cluster) {
 	c.dirty = false
 	before, known := f.views[name]
-	if c.refused, c.passing = f.refusal(c, before); c.refused != nil {
+	if c.refused = f.refusal(c, before); c.refused != nil {
 		if c.since.IsZero() {
 			c.since = f.clock()
 		}
+		if !c.refused.passing {
+			f.rejected[c.refused.reason]++
+		}
 		return
 	}
-	c.since = time.Time{}
+	c.since, c.counted = time.Time{}, false
 	if known && *c.ready == before.Ready {
 		return // read again after a reconnect: nothing new
 	}
@@ -279,28 +293,6 @@ func (f *Follower) judgeCluster(name string, c *cluster) {
 	f.log.Debug("state confirmed", "cluster", name, "generation", v.Ready.Generation,
 		"tenants", len(v.Tenants), "nodes", len(v.Nodes), "problems", len(v.Problems))
 	poke(f.changed)
-}
-
-// refusal says why what was read of a cluster can not be trusted, or nil, and
-// whether that is likely to pass with the rest of a batch.
-func (f *Follower) refusal(c *cluster, before View) (err error, passing bool) {
-	switch {
-	case c.bad != nil:
-		return c.bad, false
-	case c.ready == nil && len(c.values) == 0:
-		return errors.New("the bucket holds nothing of this cluster; keeping what was confirmed"), true
-	case c.ready == nil:
-		return errors.New("records without a Ready record; waiting for the writer"), true
-	case c.ready.Epoch != f.epoch:
-		return fmt.Errorf("the Ready record is of another bucket (created %s, this one %s); waiting for the writer", c.ready.Epoch, f.epoch), false
-	case c.ready.Generation < before.Ready.Generation:
-		return fmt.Errorf("generation went back from %d to %d; refused", before.Ready.Generation, c.ready.Generation), false
-	case c.ready.Count != len(c.values):
-		return fmt.Errorf("%d records where generation %d has %d; waiting for the rest", len(c.values), c.ready.Generation, c.ready.Count), true
-	case c.ready.Hash != tenant.Digest(c.values):
-		return fmt.Errorf("records do not match the hash of generation %d; waiting for the rest", c.ready.Generation), true
-	}
-	return nil, false
 }
 
 // report brings Problems up to date, but not while the bucket is being read
@@ -317,8 +309,12 @@ func (f *Follower) report() {
 	}
 	if f.isLoaded {
 		for _, name := range slices.Sorted(maps.Keys(f.clusters)) {
-			if c := f.clusters[name]; c.refused != nil && (!c.passing || now.Sub(c.since) >= pollEvery) {
-				add(tenant.ReadyKey(name).String(), c.refused)
+			if c := f.clusters[name]; c.refused != nil && (!c.refused.passing || now.Sub(c.since) >= pollEvery) {
+				if c.refused.passing && !c.counted {
+					c.counted = true
+					f.rejected[c.refused.reason]++
+				}
+				add(tenant.ReadyKey(name).String(), c.refused.err)
 				// Once confirmed, these stand in the view's own problems.
 				for _, key := range slices.Sorted(maps.Keys(c.recs)) {
 					if err := c.recs[key].err; err != nil {

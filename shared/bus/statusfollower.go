@@ -35,6 +35,7 @@ type StatusFollower struct {
 	fresh    map[string]bool // keys told in this session
 	statuses map[string]tenant.Status
 	summary  map[string]tenant.Summary
+	heard    map[string]time.Time // when each summary came, by our own clock
 	bad      map[string]error
 	dropAt   time.Time // when what is not fresh goes; zero = nothing to drop
 	problems problemSet
@@ -49,6 +50,7 @@ func NewStatusFollower(conn *Conn, opts StatusOptions) *StatusFollower {
 	f := &StatusFollower{
 		opts: opts, changed: make(chan struct{}, 1), cut: ErrNotConnected,
 		fresh: map[string]bool{}, statuses: map[string]tenant.Status{}, summary: map[string]tenant.Summary{}, bad: map[string]error{},
+		heard: map[string]time.Time{},
 	}
 	f.watch = newWatcher(conn, StatusBucket, ">", opts.Log, f)
 	f.watch.create = func(ctx context.Context) error { return conn.createBucket(ctx, StatusBucket, statusDescription) }
@@ -129,6 +131,9 @@ func (f *StatusFollower) store(e entry) bool {
 		if s, err = tenant.DecodeSummary(e.key, e.value); err == nil {
 			old, known := f.summary[e.key]
 			f.summary[e.key] = s
+			if !known || !old.Time.Equal(s.Time) {
+				f.heard[s.Gateway] = f.arrival(e)
+			}
 			delete(f.bad, e.key)
 			return !known || !sameSummary(old, s)
 		}
@@ -145,6 +150,27 @@ func (f *StatusFollower) store(e entry) bool {
 	return false
 }
 
+// arrival is when a write came. Of one that was there before us only the server
+// knows.
+func (f *StatusFollower) arrival(e entry) time.Time {
+	now := f.opts.Clock()
+	if !f.isLoaded && e.time.Before(now) {
+		return e.time
+	}
+	return now
+}
+
+// Ages returns how long ago each gateway's last summary came.
+func (f *StatusFollower) Ages() map[string]time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := make(map[string]time.Duration, len(f.summary))
+	for _, s := range f.summary {
+		out[s.Gateway] = max(f.opts.Clock().Sub(f.heard[s.Gateway]), 0)
+	}
+	return out
+}
+
 func sameSummary(a, b tenant.Summary) bool {
 	a.Time = b.Time
 	return bytes.Equal(tenant.Encode(a), tenant.Encode(b))
@@ -154,6 +180,7 @@ func (f *StatusFollower) drop(key string) bool {
 	_, a := f.statuses[key]
 	_, b := f.summary[key]
 	delete(f.statuses, key)
+	delete(f.heard, f.summary[key].Gateway)
 	delete(f.summary, key)
 	delete(f.bad, key)
 	delete(f.fresh, key)

@@ -295,7 +295,11 @@ func (w *watcher) poll(ctx context.Context, r *reader, stream jetstream.Stream) 
 	r.polling = true
 	p := pollResult{seen: r.seen, keys: len(r.names)}
 	go func() {
+		asked := time.Now()
 		p.info, p.err = request(ctx, w.conn, func(ctx context.Context) (*jetstream.StreamInfo, error) { return stream.Info(ctx) })
+		if p.err == nil && w.bucket == StateBucket { // another bucket may be led by another server
+			w.conn.clock.add(asked, p.info.TimeStamp, time.Now())
+		}
 		r.polls <- p // has room for the one
 	}()
 }

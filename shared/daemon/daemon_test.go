@@ -124,13 +124,16 @@ func TestVersion(t *testing.T) {
 		t.Error("no version")
 	}
 	setting := func(k, v string) debug.BuildSetting { return debug.BuildSetting{Key: k, Value: v} }
+	const commit, date = "0123456789abcdef", "2026-11-22T01:02:03Z"
 	for want, info := range map[string]*debug.BuildInfo{
-		"v1.2.3":                   {Main: debug.Module{Version: "v1.2.3"}},
-		"devel":                    {Main: debug.Module{Version: "(devel)"}},
-		"devel-0123456789ab":       {Settings: []debug.BuildSetting{setting("vcs.revision", "0123456789abcdef")}},
-		"devel-0123456789ab-dirty": {Settings: []debug.BuildSetting{setting("vcs.revision", "0123456789abcdef"), setting("vcs.modified", "true")}},
+		"v1.2.3 (commit unknown, date unknown)":                      {Main: debug.Module{Version: "v1.2.3"}},
+		"devel (commit unknown, date unknown)":                       {Main: debug.Module{Version: "(devel)"}},
+		"devel-0123456789ab (commit 0123456789abcdef, date unknown)": {Settings: []debug.BuildSetting{setting("vcs.revision", commit)}},
+		"v1.2.3 (commit 0123456789abcdef, 2026-11-22T01:02:03Z)":     {Main: debug.Module{Version: "v1.2.3"}, Settings: []debug.BuildSetting{setting("vcs.revision", commit), setting("vcs.time", date)}},
+		"devel-0123456789ab-dirty (commit 0123456789abcdef-dirty, 2026-11-22T01:02:03Z)": {Settings: []debug.BuildSetting{
+			setting("vcs.revision", commit), setting("vcs.time", date), setting("vcs.modified", "true")}},
 	} {
-		if got := versionOf(info); got != want {
+		if got := buildOf(info).String(); got != want {
 			t.Errorf("%s, want %s", got, want)
 		}
 	}

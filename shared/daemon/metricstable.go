@@ -11,10 +11,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// MetricsTable returns a table in Markdown of the metrics that g shows now and
-// whose names begin with prefix: docs/metrics.md is made with it. A metric
+// MetricsTable returns a table in Markdown of the metrics that g shows now, but
+// for those of Go and of the process: docs/metrics.md is made with it. A metric
 // without values is not in it.
-func MetricsTable(g prometheus.Gatherer, prefix string) (string, error) {
+func MetricsTable(g prometheus.Gatherer) (string, error) {
 	families, err := g.Gather()
 	if err != nil {
 		return "", fmt.Errorf("gather the metrics: %w", err)
@@ -22,7 +22,7 @@ func MetricsTable(g prometheus.Gatherer, prefix string) (string, error) {
 	var b strings.Builder
 	b.WriteString("| metric | type | labels | meaning |\n|---|---|---|---|\n")
 	for _, f := range families { // sorted by name
-		if !strings.HasPrefix(f.GetName(), prefix) {
+		if strings.HasPrefix(f.GetName(), "go_") || strings.HasPrefix(f.GetName(), "process_") {
 			continue
 		}
 		labels := map[string]bool{}

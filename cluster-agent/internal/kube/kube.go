@@ -13,6 +13,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -26,6 +27,8 @@ import (
 type Options struct {
 	Log   *slog.Logger
 	Clock func() time.Time
+	// Metrics may be nil.
+	Metrics *Metrics
 	// Changed is called whenever a cache has changed in a way that may matter.
 	// It must not block.
 	Changed func()
@@ -46,8 +49,9 @@ type Agent struct {
 	recorder    events.EventRecorder
 	broadcaster events.EventBroadcaster
 
-	started chan struct{} // closed once all caches have been filled
-	waiting atomic.Value  // string: what Run is waiting for
+	name    *cache.InformerName // for the metrics, or nil
+	started chan struct{}       // closed once all caches have been filled
+	waiting atomic.Value        // string: what Run is waiting for
 }
 
 const (
@@ -86,6 +90,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return fmt.Errorf("event recorder: %w", err)
 	}
 	defer a.broadcaster.Shutdown()
+	defer a.name.Release()
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	start := func(i cache.SharedIndexInformer) {
@@ -220,12 +225,19 @@ const (
 
 // makeInformers makes all informers; none runs yet.
 func (a *Agent) makeInformers() error {
-	a.namespaces = cache.NewSharedIndexInformer(a.namespaceLists(), &metav1.PartialObjectMetadata{}, 0, cache.Indexers{})
-	a.nodes = cache.NewSharedIndexInformer(lists(a.core.RESTClient(), "nodes"), &corev1.Node{}, 0, cache.Indexers{})
-	a.pools = cache.NewSharedIndexInformer(lists(a.own, pools), &v1alpha1.EgressPool{}, 0, cache.Indexers{})
-	a.tenants = cache.NewSharedIndexInformer(lists(a.own, tenants), &v1alpha1.EgressTenant{}, 0, cache.Indexers{})
-	a.routes = cache.NewSharedIndexInformer(lists(a.ovn, ovn.Routes), &ovn.Route{}, 0, cache.Indexers{})
-	a.egressIPs = cache.NewSharedIndexInformer(lists(a.ovn, ovn.EgressIPs), &ovn.EgressIP{}, 0, cache.Indexers{})
+	if err := a.useMetrics(); err != nil {
+		return err
+	}
+	informer := func(lw cache.ListerWatcher, object runtime.Object, gv schema.GroupVersion, resource string) cache.SharedIndexInformer {
+		return cache.NewSharedIndexInformerWithOptions(lw, object, a.informerOptions(gv.WithResource(resource)))
+	}
+	core, own, theirs := corev1.SchemeGroupVersion, v1alpha1.GroupVersion(), ovn.GroupVersion()
+	a.namespaces = informer(a.namespaceLists(), &metav1.PartialObjectMetadata{}, core, "namespaces")
+	a.nodes = informer(lists(a.core.RESTClient(), "nodes"), &corev1.Node{}, core, "nodes")
+	a.pools = informer(lists(a.own, pools), &v1alpha1.EgressPool{}, own, pools)
+	a.tenants = informer(lists(a.own, tenants), &v1alpha1.EgressTenant{}, own, tenants)
+	a.routes = informer(lists(a.ovn, ovn.Routes), &ovn.Route{}, theirs, ovn.Routes)
+	a.egressIPs = informer(lists(a.ovn, ovn.EgressIPs), &ovn.EgressIP{}, theirs, ovn.EgressIPs)
 	var errs []error
 	for _, i := range []struct {
 		informer  cache.SharedIndexInformer

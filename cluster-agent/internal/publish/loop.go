@@ -71,7 +71,7 @@ func New(o Options) *Loop {
 		nodes: map[string]tenant.Node{}, gateways: liveness{}, last: map[string]tenant.Tenant{},
 		held: map[string]holding{}, reported: map[string]bool{},
 	}
-	l.sync = newSyncer(o.Bus, o.Log, l.Poke)
+	l.sync = newSyncer(o, l.Poke)
 	return l
 }
 
@@ -94,6 +94,7 @@ func (l *Loop) Run(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() { defer close(done); l.sync.run(ctx) }()
 	defer func() { <-done }()
+	defer l.Metrics.Show(nil)
 	l.Poke()
 	wake := time.NewTimer(0)
 	defer wake.Stop()
@@ -169,6 +170,10 @@ func (l *Loop) Turning() error {
 	}
 	return nil
 }
+
+// Behind returns for how long the gateways have not been told the latest state;
+// 0 if they have.
+func (l *Loop) Behind() time.Duration { return l.sync.behind() }
 
 // pause waits for d and says whether ctx is still alive.
 func pause(ctx context.Context, d time.Duration) bool {

@@ -48,6 +48,9 @@ type want struct {
 	refused *derive.Refusal        // by the allocation
 	stored  *v1alpha1.EgressTenant // as written in this pass
 	route   *derive.Refusal        // why its route can not be what it should be
+
+	ready    bool   // as its status says now
+	notReady string // the reason, if it is not
 }
 
 // object returns its EgressTenant as it is now, or nil.
@@ -106,6 +109,16 @@ func (p *pass) generation(pool string) int64 {
 	return 0
 }
 
+// The steps of a pass.
+const (
+	stepQuarantine = "quarantine"
+	stepAllocate   = "allocate"
+	stepRoutes     = "routes"
+	stepRelease    = "release"
+	stepStatus     = "status"
+	stepPools      = "pools"
+)
+
 // pass makes one pass. Errors of single objects do not keep it from the others.
 func (l *Loop) pass(ctx context.Context) (*pass, error) {
 	p := l.look()
@@ -116,16 +129,16 @@ func (l *Loop) pass(ctx context.Context) (*pass, error) {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
 		}
 	}
-	step("quarantine", p.restVanished(ctx))
-	step("allocate", p.allocate(ctx))
+	step(stepQuarantine, p.restVanished(ctx))
+	step(stepAllocate, p.allocate(ctx))
 	p.tell(p.leaving)
-	step("routes", p.applyRoutes(ctx))
-	step("release", p.release(ctx))
-	step("status", p.writeStatus(ctx))
-	step("pools", p.keepPools(ctx))
+	step(stepRoutes, p.applyRoutes(ctx))
+	step(stepRelease, p.release(ctx))
+	step(stepStatus, p.writeStatus(ctx))
+	step(stepPools, p.keepPools(ctx))
 	p.report()
 	p.remember()
-	l.Metrics.count(p)
+	p.show()
 	return p, errors.Join(errs...)
 }
 

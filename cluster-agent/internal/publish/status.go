@@ -73,6 +73,7 @@ func (p *pass) statusOf(w *want, o *v1alpha1.EgressTenant, reports []tenant.Stat
 		p.set(&next.Conditions, o.Generation, c.kind, c.v)
 	}
 	p.set(&next.Conditions, o.Generation, v1alpha1.ConditionReady, ready)
+	w.ready, w.notReady = ready.Status == metav1.ConditionTrue, ready.Reason
 	next.Gateway, next.Egress, next.NextHops = gateway, list(o.Spec.EgressIPs), list(o.Spec.GatewayIPs)
 	return next
 }

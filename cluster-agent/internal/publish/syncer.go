@@ -16,14 +16,17 @@ import (
 // syncer hands the latest state to the bus, in a goroutine of its own, so that
 // NATS can be slow or away without delaying anything else.
 type syncer struct {
-	bus  Bus
-	log  *slog.Logger
-	poke func() // tells the loop that the bus has caught up
-	kick chan struct{}
+	bus     Bus
+	log     *slog.Logger
+	clock   func() time.Time
+	metrics *Metrics
+	poke    func() // tells the loop that the bus has caught up
+	kick    chan struct{}
 
 	mu     sync.Mutex
-	state  *State // the latest; nil until the first
-	synced bool   // the bus holds state
+	state  *State    // the latest; nil until the first
+	synced bool      // the bus holds state
+	since  time.Time // when it no longer did
 }
 
 const (
@@ -31,8 +34,8 @@ const (
 	syncRetry   = time.Second
 )
 
-func newSyncer(b Bus, log *slog.Logger, poke func()) *syncer {
-	return &syncer{bus: b, log: log, poke: poke, kick: make(chan struct{}, 1)}
+func newSyncer(o Options, poke func()) *syncer {
+	return &syncer{bus: o.Bus, log: o.Log, clock: o.Clock, metrics: o.Metrics, poke: poke, kick: make(chan struct{}, 1), since: o.Clock()}
 }
 
 // set gives the syncer a new state; an equal one changes nothing.
@@ -40,7 +43,8 @@ func (s *syncer) set(state State) {
 	s.mu.Lock()
 	same := s.state != nil && sameState(*s.state, state)
 	if !same {
-		s.state, s.synced = &state, false
+		s.state = &state
+		s.due()
 	}
 	s.mu.Unlock()
 	if !same {
@@ -51,9 +55,27 @@ func (s *syncer) set(state State) {
 // force has the latest state written again.
 func (s *syncer) force() {
 	s.mu.Lock()
-	s.synced = false
+	s.due()
 	s.mu.Unlock()
 	s.wake()
+}
+
+// due makes the state to be written. The caller holds mu.
+func (s *syncer) due() {
+	if s.synced {
+		s.since = s.clock()
+	}
+	s.synced = false
+}
+
+// behind returns for how long the bus has not held the latest state.
+func (s *syncer) behind() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.synced {
+		return 0
+	}
+	return max(s.clock().Sub(s.since), 0)
 }
 
 func (s *syncer) wake() {
@@ -84,6 +106,7 @@ func (s *syncer) run(ctx context.Context) {
 		retry.Stop()
 		err := s.once(ctx)
 		if err != nil && ctx.Err() == nil {
+			s.metrics.Failed(kindBus)
 			retry.Reset(syncRetry)
 			if !failing {
 				s.log.Warn("the gateways can not be told; trying again", "err", err, "step", "bus")

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -116,9 +117,10 @@ func (w *world) until(what string, ok func() error) {
 
 // agent is a running loop with its own caches.
 type agent struct {
-	kube *kube.Agent
-	loop *publish.Loop
-	stop func()
+	kube    *kube.Agent
+	loop    *publish.Loop
+	figures *prometheus.Registry
+	stop    func()
 }
 
 // start runs a loop. wrap may put something between the loop and Kubernetes.
@@ -129,19 +131,19 @@ func (w *world) start(wrap func(publish.Cluster) publish.Cluster) *agent {
 
 func (w *world) startWith(wrap func(publish.Cluster) publish.Cluster, clock func() time.Time, b publish.Bus) *agent {
 	w.t.Helper()
-	a := &agent{}
+	a := &agent{figures: prometheus.NewRegistry()}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	if os.Getenv("EGRESS_TEST_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	var err error
-	a.kube, err = kube.New(server.Config(kubetest.Agent), kube.Options{Log: log, Clock: time.Now, Changed: func() { a.loop.Poke() }})
+	a.kube, err = kube.New(server.Config(kubetest.Agent), kube.Options{Log: log, Clock: time.Now, Metrics: kube.NewMetrics(a.figures), Changed: func() { a.loop.Poke() }})
 	w.must(err)
 	cluster := publish.Cluster(a.kube)
 	if wrap != nil {
 		cluster = wrap(cluster)
 	}
-	a.loop = publish.New(publish.Options{ClusterName: "test", Cluster: cluster, Bus: b, Audit: w.audit, Log: log, Clock: clock})
+	a.loop = publish.New(publish.Options{ClusterName: "test", Cluster: cluster, Bus: b, Audit: w.audit, Log: log, Clock: clock, Metrics: publish.NewMetrics(a.figures)})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = a.kube.Run(ctx) })

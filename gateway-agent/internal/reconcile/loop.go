@@ -58,9 +58,21 @@ type Pass struct {
 	Began    time.Time
 	Duration time.Duration
 	Steps    int
-	Failures int
-	Err      error
+	// Failed counts what failed, by what it concerns: one of the Failed... kinds.
+	Failed map[string]int
+	Err    error // ended the whole pass
 }
+
+// What a failure concerns.
+const (
+	FailedRead   = "read"   // the kernel could not be read: the pass ended
+	FailedHost   = "host"   // something that all tenants depend on
+	FailedTenant = "tenant" // one tenant
+	FailedOther  = "other"  // a route, a leftover, the disk copy, an address in use elsewhere
+)
+
+// Kinds returns all kinds of failures.
+func Kinds() []string { return []string{FailedRead, FailedHost, FailedTenant, FailedOther} }
 
 // Loop brings the kernel to what the bus, or the memory, asks for. Only Snapshot
 // is safe for concurrent use.

@@ -263,10 +263,10 @@ func TestLoopRun(t *testing.T) {
 			return Pass{}
 		}
 	}
-	if p := next("at the start"); p.Failures != 1 {
+	if p := next("at the start"); p.Failed[FailedTenant]+p.Failed[FailedHost] != 1 {
 		t.Errorf("first pass: %+v", p)
 	}
-	if p := next("after a failure"); p.Failures != 1 {
+	if p := next("after a failure"); p.Failed[FailedTenant]+p.Failed[FailedHost] != 1 {
 		t.Errorf("retry: %+v", p)
 	}
 	changed <- struct{}{}

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"time"
 
 	"egress-gateway.io/shared/tenant"
 )
@@ -72,8 +71,7 @@ func compareRefs(a, b Ref) int {
 // View is what the bus shows of one cluster at a moment.
 type View struct {
 	// Confirmed says that the records are complete: they match the Ready record
-	// of this incarnation of the bucket. All else is only valid if it is set,
-	// but for Heartbeat.
+	// of this incarnation of the bucket. All else is only valid if it is set.
 	Confirmed  bool
 	Generation int64
 	Tenants    map[string]tenant.Tenant // tombstones included
@@ -81,8 +79,6 @@ type View struct {
 	Network    *tenant.Network
 	// Bad holds the records that could not be decoded, with the reason.
 	Bad map[tenant.Key]error
-	// Heartbeat is when the cluster's writer was last alive; zero if unknown.
-	Heartbeat time.Time
 }
 
 // Refs returns all tenants, sorted.

@@ -36,8 +36,8 @@ func (l *Loop) pass(ctx context.Context) bool {
 	if err != nil {
 		l.Log.Error("pass failed", "err", err)
 	}
-	p := Pass{Began: began, Duration: l.Clock().Sub(began), Steps: result.steps, Failures: len(result.failures), Err: err}
-	l.publish(views, result, p)
+	p := Pass{Began: began, Duration: l.Clock().Sub(began), Steps: result.steps, Failed: result.failed(err), Err: err}
+	l.publish(result, p)
 	if l.OnPass != nil {
 		l.OnPass(p)
 	}
@@ -52,6 +52,25 @@ type result struct {
 	waiting  bool               // something else is missing that a retry may find
 	steps    int
 	touched  map[string]bool // the tenants that had steps, by TenantID
+}
+
+// failed counts what failed, by kind. err ended the pass.
+func (r result) failed(err error) map[string]int {
+	out := map[string]int{}
+	if err != nil {
+		out[FailedRead] = 1
+	}
+	for id := range r.failures {
+		if id == "" {
+			out[FailedHost]++
+		} else {
+			out[FailedTenant]++
+		}
+	}
+	if r.waiting {
+		out[FailedOther] = 1
+	}
+	return out
 }
 
 func (r result) complete() bool { return len(r.failures) == 0 && !r.waiting }

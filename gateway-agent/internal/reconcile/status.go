@@ -22,8 +22,7 @@ type Snapshot struct {
 	Statuses map[Ref]tenant.Status
 	Problems []plan.Problem
 	// Addresses are the VM's own.
-	Addresses  []netip.Addr
-	Heartbeats map[string]time.Time
+	Addresses []netip.Addr
 }
 
 // Snapshot returns the latest. Safe for concurrent use.
@@ -44,7 +43,7 @@ func (s *Snapshot) Counts() (programmed, failed, held int) {
 
 // publish makes the outcome of a pass known: to readers of the snapshot, in the
 // log and in the audit, there only what has changed.
-func (l *Loop) publish(views map[string]View, res result, p Pass) {
+func (l *Loop) publish(res result, p Pass) {
 	problems := slices.Concat(l.damaged, res.problems, l.Trouble())
 	statuses := l.statusesOf(res, problems, p.Err)
 	l.tellPrograms(statuses, res.touched)
@@ -56,10 +55,7 @@ func (l *Loop) publish(views map[string]View, res result, p Pass) {
 	}
 	snap := &Snapshot{
 		Pass: p, Known: l.onDisk, Memory: l.memory.clone(), Statuses: statuses,
-		Problems: problems, Addresses: addresses, Heartbeats: map[string]time.Time{},
-	}
-	for cluster, v := range views {
-		snap.Heartbeats[cluster] = v.Heartbeat
+		Problems: problems, Addresses: addresses,
 	}
 	l.snapshot.Store(snap)
 }
