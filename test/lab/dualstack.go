@@ -76,19 +76,19 @@ func (l *Lab) addBridge6(part Part, address string) error {
 	return configure(h, bridge, address)
 }
 
-// addGateway6 gives the gateway VM's NICs their IPv6 addresses. Its settings
+// addGateway6 gives a gateway VM's NICs their IPv6 addresses. Its settings
 // stay as a cloud hands them out.
-func (l *Lab) addGateway6() error {
-	h, err := l.netlink(PartGateway)
+func (l *Lab) addGateway6(vm gatewayVM) error {
+	h, err := l.netlink(vm.part)
 	if err != nil {
 		return err
 	}
-	for nic, address := range map[string]string{"enp1s0": GatewayInternal6, "enp7s0": GatewayExternal6} {
+	for nic, address := range map[string]string{"enp1s0": vm.internal6, "enp7s0": vm.external6} {
 		if err := configure(h, nic, cidr(address, bits6)); err != nil {
 			return err
 		}
 	}
-	return l.addRoute(PartGateway, "::/0", Server6, "enp7s0")
+	return l.addRoute(vm.part, "::/0", Server6, "enp7s0")
 }
 
 // addNode6 gives a node's links their IPv6 addresses and its default route.

@@ -16,17 +16,36 @@ import (
 
 const unreachable = unix.RTN_UNREACHABLE
 
-// gatewayPort is the name of the gateway VM's port on each switch.
-const gatewayPort = "gw"
+// gatewayVM is a gateway VM's place in the address plan. Its port on each
+// switch has the name of its part.
+type gatewayVM struct {
+	part                                              Part
+	internal, external, control, internal6, external6 string
+}
 
-// makeGateway builds the gateway VM as a cloud hands it out: nothing that the
-// data path needs is set, and what hurts it is (strict reverse path filter on
-// each new link, ARP answered and announced by any NIC, no forwarding).
-func (l *Lab) makeGateway() error {
-	if err := l.makePart(PartGateway); err != nil {
+func firstGateway() gatewayVM {
+	return gatewayVM{PartGateway, GatewayInternal, GatewayExternal, GatewayControl, GatewayInternal6, GatewayExternal6}
+}
+
+func secondGateway() gatewayVM {
+	return gatewayVM{PartGateway2, "192.168.99.11", "192.168.55.11", "172.30.0.11", "fd00:99::11", "2001:db8:55::11"}
+}
+
+func (l *Lab) makeGateways() error {
+	if err := l.makeGateway(firstGateway()); err != nil || !l.opts.SecondGateway {
 		return err
 	}
-	err := namespace.Sysctl(l.Namespace(PartGateway),
+	return l.makeGateway(secondGateway())
+}
+
+// makeGateway builds a gateway VM as a cloud hands it out: nothing that the
+// data path needs is set, and what hurts it is (strict reverse path filter on
+// each new link, ARP answered and announced by any NIC, no forwarding).
+func (l *Lab) makeGateway(vm gatewayVM) error {
+	if err := l.makePart(vm.part); err != nil {
+		return err
+	}
+	err := namespace.Sysctl(l.Namespace(vm.part),
 		[2]string{"ipv4/ip_forward", "0"},
 		[2]string{"ipv4/conf/all/arp_ignore", "0"},
 		[2]string{"ipv4/conf/all/arp_announce", "0"},
@@ -42,10 +61,11 @@ func (l *Lab) makeGateway() error {
 	if err != nil {
 		return err
 	}
+	port := string(vm.part)
 	cables := []cable{
-		{part: PartGateway, nic: "enp1s0", mac: mac(GatewayInternal), addrs: []string{cidr(GatewayInternal, internalBits)}, switchPart: PartInternal, bridge: bridge, port: gatewayPort},
-		{part: PartGateway, nic: "enp7s0", mac: mac(GatewayExternal), addrs: []string{cidr(GatewayExternal, externalBits)}, switchPart: PartExternal, bridge: bridge, port: gatewayPort},
-		{part: PartGateway, nic: "mgmt0", mac: mac(GatewayControl), addrs: []string{cidr(GatewayControl, controlBits)}, switchPart: PartControl, bridge: bridge, port: gatewayPort},
+		{part: vm.part, nic: "enp1s0", mac: mac(vm.internal), addrs: []string{cidr(vm.internal, internalBits)}, switchPart: PartInternal, bridge: bridge, port: port},
+		{part: vm.part, nic: "enp7s0", mac: mac(vm.external), addrs: []string{cidr(vm.external, externalBits)}, switchPart: PartExternal, bridge: bridge, port: port},
+		{part: vm.part, nic: "mgmt0", mac: mac(vm.control), addrs: []string{cidr(vm.control, controlBits)}, switchPart: PartControl, bridge: bridge, port: port},
 	}
 	for _, c := range cables {
 		if err := l.plug(c); err != nil {
@@ -53,14 +73,14 @@ func (l *Lab) makeGateway() error {
 		}
 	}
 	if l.opts.DualStack {
-		if err := l.addGateway6(); err != nil {
+		if err := l.addGateway6(vm); err != nil {
 			return err
 		}
 	}
-	return l.addRoute(PartGateway, "default", Server, "enp7s0")
+	return l.addRoute(vm.part, "default", Server, "enp7s0")
 }
 
-// ResetGateway is a power cut of the gateway VM: its processes die, its links,
+// ResetGateway is a power cut of the first gateway VM: its processes die, its links,
 // rules and connections are gone, and it comes back with the same NICs and an
 // empty kernel. Files, the agent's state directory among them, stay. The agent
 // is not started again.
@@ -71,14 +91,14 @@ func (l *Lab) ResetGateway() error {
 		}
 	}
 	for _, sw := range []Part{PartInternal, PartExternal, PartControl} {
-		if err := l.unplug(sw, gatewayPort); err != nil {
+		if err := l.unplug(sw, string(PartGateway)); err != nil {
 			return err
 		}
 	}
 	if err := l.dropPart(PartGateway); err != nil {
 		return err
 	}
-	return l.makeGateway()
+	return l.makeGateway(firstGateway())
 }
 
 // RunInGateway runs a command on the gateway VM and returns its output.

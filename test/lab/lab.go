@@ -51,6 +51,9 @@ type Options struct {
 	// with their own address. Default: such pods reach nothing outside.
 	NodeDefaultViaGateway bool
 
+	// SecondGateway adds another gateway VM, PartGateway2, without an agent.
+	SecondGateway bool
+
 	// DualStack adds the IPv6 plane of dualstack.go: nodes, pods, gateway VM and
 	// servers then have an address of each family.
 	DualStack bool
@@ -137,7 +140,7 @@ func (l *Lab) up(ctx context.Context) error {
 	g, started := errgroup.WithContext(ctx)
 	g.Go(func() error { return l.startControl(started) })
 	g.Go(func() error { return l.StartNATS(started) })
-	g.Go(func() error { return errors.Join(l.makeGateway(), l.startServers()) })
+	g.Go(func() error { return errors.Join(l.makeGateways(), l.startServers()) })
 	if err := g.Wait(); err != nil {
 		return err
 	}

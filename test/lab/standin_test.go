@@ -124,7 +124,7 @@ func flood(t *testing.T, l *Lab, p *Pod) {
 		t.Fatal(err)
 	}
 	result := stop(t, capture)
-	port, err := h.LinkByName(gatewayPort)
+	port, err := h.LinkByName(string(PartGateway))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -39,9 +39,10 @@ const ServerURL = "http://" + Server + ":8080/"
 // Part names a namespace of the lab.
 type Part string
 
-// The parts that every lab has. A node's part is its name, a pod's Pod.Part.
+// The parts of a lab. A node's part is its name, a pod's Pod.Part.
 const (
 	PartGateway  Part = "gw"  // the gateway VM
+	PartGateway2 Part = "gw2" // with Options.SecondGateway: another one
 	PartInternal Part = "int" // the internal switch, and LANHost on it
 	PartExternal Part = "ext" // the external switch, and the outside server on it
 	PartControl  Part = "ctl" // etcd, API server, NATS, cluster-agents
