@@ -41,6 +41,8 @@ if [ ${#missing[@]} -gt 0 ]; then
 	rm -f "$log"
 fi
 
+"$(dirname "$0")/prometheus.sh"
+
 if [ "$(id -u)" -ne 0 ]; then
 	echo "error: the lab makes network namespaces and programs the kernel; run as root: sudo make ${1:-}" >&2
 	exit 1
