@@ -53,6 +53,7 @@ var ours = map[string][]string{
 var soleImporters = map[string][]string{
 	"github.com/vishvananda/netlink":       {"gateway-agent/internal/kernel"},
 	"github.com/coreos/go-iptables":        {"gateway-agent/internal/kernel"},
+	"github.com/google/nftables":           {"gateway-agent/internal/kernel"},
 	"github.com/ti-mo/conntrack":           {"gateway-agent/internal/flows"},
 	"github.com/nats-io/nats.go":           {"shared/bus"},
 	"k8s.io/client-go":                     {"cluster-agent/internal/kube"},

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
@@ -22,9 +21,11 @@ var errUnprotected = errors.New("not tried: the protection that has to stand bef
 // failure are not tried and not reported. Without steps it does nothing.
 // Carrying out a step that was carried out before is no error. Once a step that
 // protects all tenants has failed, no link and no address is added before the
-// next Observe.
+// next look.
 func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 	a := applier{k: k, ctx: ctx, failed: make(map[string]bool)}
+	k.hearOthers()
+	defer k.hearOwn()
 	for len(steps) > 0 {
 		kind, n := batch(steps[0]), 1
 		for kind != kindOther && n < len(steps) && batch(steps[n]) == kind {
@@ -37,7 +38,9 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 		}
 		switch kind {
 		case kindGuard:
-			a.row(row, k.applyGuard, k.singleGuard)
+			a.row(row, func(ctx context.Context, steps []plan.Step) error {
+				return k.following(steps, 1, func() error { return k.applyGuard(ctx, steps) })
+			}, k.singleGuard)
 		case kindRule:
 			a.rules(row)
 		case kindDelLink:
@@ -102,6 +105,20 @@ func (a *applier) still(steps []plan.Step) []plan.Step {
 	return plan.Without(steps, a.failed)
 }
 
+// hearOthers takes in what others have changed since the last look, for the next
+// one to tell; hearOwn what the steps have changed.
+func (k *Kernel) hearOthers() {
+	if news, err := k.takeNotices(); news || err != nil {
+		k.missed = true
+	}
+}
+
+func (k *Kernel) hearOwn() {
+	if _, err := k.takeNotices(); err != nil {
+		k.log.Warn("the kernel's notices of changes can not be read; everything is read anew", "err", err)
+	}
+}
+
 func (a *applier) delLinks(row []plan.Step) {
 	one := func(_ context.Context, s plan.Step) error { return a.k.delLink(s.(plan.DelLink).Name) }
 	if len(row) == 1 {
@@ -130,7 +147,7 @@ func (a *applier) rules(row []plan.Step) {
 			}
 			continue
 		}
-		a.row(mine, t.load, t.single)
+		a.row(mine, func(ctx context.Context, steps []plan.Step) error { return a.k.load(ctx, t, steps) }, t.single)
 	}
 }
 
@@ -157,7 +174,7 @@ func (k *Kernel) singleGuard(ctx context.Context, step plan.Step) error {
 	}
 	switch step.(type) {
 	case plan.DelElement, plan.DelGuard, plan.DelNeighbour, plan.DelNeighbours:
-		if strings.Contains(err.Error(), "No such file or directory") {
+		if isMissing(err) {
 			return nil
 		}
 	}
@@ -170,7 +187,11 @@ func (a *applier) other(step plan.Step) error {
 	}
 	switch s := step.(type) {
 	case plan.SetSysctl:
-		return a.k.writeSysctl(s.Key, s.Value)
+		err := a.k.writeSysctl(s.Key, s.Value)
+		if err == nil && a.k.sysctls != nil {
+			a.k.sysctls[s.Key] = s.Value
+		}
+		return err
 	case plan.MakeLink:
 		if a.k.unprotected {
 			return errUnprotected

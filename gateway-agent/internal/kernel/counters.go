@@ -65,7 +65,7 @@ func (k *Kernel) Counters(ctx context.Context) (Counters, error) {
 			}
 		}
 	}
-	if out.NodeSources, err = k.nodeSources(ctx, numbers); err != nil {
+	if out.NodeSources, err = k.nodeSources(numbers); err != nil {
 		return out, err
 	}
 	if out.Strays, err = k.Strays(ctx); err != nil {

@@ -8,14 +8,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
-// rulesSeen is what was read of the rules, with the number that the kernel gave
+// rulesSeen is what is known of the rules, with the number that the kernel gave
 // to the ruleset then. The kernel counts each transaction of nftables in the
 // network namespace, whoever makes it: while the number is the same, so are the
 // rules, and reading them again (most of what a look at 4,000 tenants takes)
@@ -23,48 +26,170 @@ import (
 type rulesSeen struct {
 	valid      bool
 	generation uint32
+	// derived says that steps were carried over since the rules were read.
+	derived    bool
 	chains     map[plan.ChainID][]string
 	hooks      map[plan.ChainID][]plan.Hook
 	guard      plan.Guard
+	neighbours plan.Neighbours
 }
 
-// observeRules adds the iptables chains and the guard. What iptables-legacy
-// writes is not counted, and is read each time.
-func (k *Kernel) observeRules(ctx context.Context, s *plan.State) error {
-	before, counted := rulesGeneration()
-	seen := &k.seen
-	if counted == nil && seen.valid && seen.generation == before {
-		maps.Copy(s.Chains, seen.chains)
-		maps.Copy(s.Hooks, seen.hooks)
-		s.Guard = seen.guard
-	} else {
-		seen.valid = false
+// lookAtRules brings seen up to date, and tells whether it was. What
+// iptables-legacy writes is not counted, and is read each time.
+func (k *Kernel) lookAtRules(ctx context.Context, afresh bool) (same bool, err error) {
+	before, counted := k.rulesGeneration()
+	old := k.seen
+	known := counted == nil && old.valid && old.generation == before && !(afresh && old.derived)
+	now := old
+	if now.chains == nil || !known || k.hasLegacy() {
+		now.chains, now.hooks = make(map[plan.ChainID][]string), make(map[plan.ChainID][]plan.Hook)
 		for f, t := range k.tables {
-			if t.legacy() {
+			if known && !t.legacy() {
+				carryFamily(&now, old, f)
 				continue
 			}
-			if err := t.observe(ctx, f, s); err != nil {
-				return err
+			if err := t.observe(ctx, f, &plan.State{Chains: now.chains, Hooks: now.hooks}); err != nil {
+				return false, err
 			}
 		}
-		var err error
-		if s.Guard, err = k.observeGuard(ctx); err != nil {
-			return err
-		}
-		// A transaction between the two may or may not be in what was read.
-		if after, err := rulesGeneration(); counted == nil && err == nil && after == before {
-			*seen = rulesSeen{true, after, maps.Clone(s.Chains), maps.Clone(s.Hooks), s.Guard}
+	}
+	if !known {
+		if now.guard, err = k.observeGuard(ctx); err != nil {
+			return false, err
 		}
 	}
-	for f, t := range k.tables {
-		if !t.legacy() {
-			continue
-		}
-		if err := t.observe(ctx, f, s); err != nil {
-			return err
+	if !known || now.neighbours.Shape == "" {
+		if now.neighbours, err = k.observeNeighbours(ctx); err != nil {
+			return false, err
 		}
 	}
+	// A transaction between the two may or may not be in what was read.
+	after, err := k.rulesGeneration()
+	now.valid = counted == nil && err == nil && after == before
+	now.generation, now.derived = after, known && old.derived
+	k.seen = now
+	if known && !k.hasLegacy() && old.neighbours.Shape != "" {
+		return true, nil
+	}
+	return old.chains != nil && now.equal(old), nil
+}
+
+// hasLegacy tells whether rules stand where the kernel does not count changes.
+func (k *Kernel) hasLegacy() bool {
+	for _, t := range k.tables {
+		if t.legacy() {
+			return true
+		}
+	}
+	return false
+}
+
+// carryFamily takes over the chains of a family that need not be read.
+func carryFamily(now *rulesSeen, old rulesSeen, f tenant.Family) {
+	for id, rules := range old.chains {
+		if id.Family == f {
+			now.chains[id] = rules
+		}
+	}
+	for id, hooks := range old.hooks {
+		if id.Family == f {
+			now.hooks[id] = hooks
+		}
+	}
+}
+
+// equal compares the rules, not the numbers.
+func (r rulesSeen) equal(o rulesSeen) bool {
+	same := func(a, b plan.GuardSet) bool { return maps.Equal(a, b) }
+	return maps.EqualFunc(r.chains, o.chains, slices.Equal[[]string]) && maps.EqualFunc(r.hooks, o.hooks, slices.Equal[[]plan.Hook]) &&
+		slices.Equal(r.guard.Rules, o.guard.Rules) && maps.EqualFunc(r.guard.Sets, o.guard.Sets, same) &&
+		r.neighbours.Shape == o.neighbours.Shape && maps.Equal(r.neighbours.MACs, o.neighbours.MACs)
+}
+
+// following carries out f, which takes steps to the kernel in so many
+// transactions of nftables, and keeps seen true: if the kernel has counted just
+// these, the rules are what they were, changed by the steps. Else they are read
+// again by the next look.
+func (k *Kernel) following(steps []plan.Step, transactions int, f func() error) error {
+	before, err := k.rulesGeneration()
+	known := err == nil && k.seen.valid && k.seen.generation == before
+	k.seen.valid = false
+	if err := f(); err != nil {
+		return err
+	}
+	after, err := k.rulesGeneration()
+	if !known || err != nil || after != before+uint32(transactions) {
+		return nil
+	}
+	for _, s := range steps {
+		k.seen.carry(s)
+	}
+	k.seen.valid, k.seen.derived, k.seen.generation = true, true, after
 	return nil
+}
+
+// carry changes what is known as the step has changed the kernel.
+func (r *rulesSeen) carry(step plan.Step) {
+	switch s := step.(type) {
+	case plan.NewChain:
+		r.chains[s.ID] = nil
+	case plan.DelChain:
+		delete(r.chains, s.ID)
+	case plan.SetChain:
+		r.chains[s.ID] = s.Rules
+	case plan.AddRule:
+		r.chains[s.ID] = append(slices.Clip(r.chains[s.ID]), s.Rule)
+	case plan.DelRule:
+		if i := slices.Index(r.chains[s.ID], s.Rule); i >= 0 {
+			r.chains[s.ID] = slices.Concat(r.chains[s.ID][:i], r.chains[s.ID][i+1:])
+		}
+	case plan.SetHook:
+		delete(r.hooks, s.ID)
+		if s.Rule != "" {
+			r.hooks[s.ID] = []plan.Hook{{Position: 1, Rule: s.Rule}}
+		}
+	case plan.SetGuard:
+		r.guard = observed(s.Guard)
+	case plan.DelGuard:
+		r.guard = plan.Guard{Sets: make(map[string]plan.GuardSet)}
+	case plan.SetElements:
+		set := make(plan.GuardSet, len(s.Elements))
+		for _, e := range s.Elements {
+			set[e] = ""
+		}
+		r.guard.Sets[s.Set] = set
+	case plan.AddElement:
+		if r.guard.Sets[s.Set] == nil {
+			r.guard.Sets[s.Set] = make(plan.GuardSet)
+		}
+		r.guard.Sets[s.Set][s.Element] = ""
+	case plan.DelElement:
+		delete(r.guard.Sets[s.Set], s.Element)
+	case plan.SetNeighbours:
+		r.neighbours = plan.Neighbours{Shape: s.Neighbours.Shape, MACs: maps.Clone(s.Neighbours.MACs)}
+	case plan.DelNeighbours:
+		r.neighbours = plan.Neighbours{MACs: make(map[netip.Addr]string)}
+	case plan.AddNeighbour:
+		r.neighbours.MACs[s.IP] = s.MAC
+	case plan.DelNeighbour:
+		delete(r.neighbours.MACs, s.IP)
+	}
+}
+
+// observed is a guard as it is seen once it is there.
+func observed(g plan.Guard) plan.Guard {
+	out := plan.Guard{Sets: make(map[string]plan.GuardSet, len(g.Sets))}
+	for _, r := range g.Rules {
+		r.Text = ""
+		out.Rules = append(out.Rules, r)
+	}
+	for name, set := range g.Sets {
+		out.Sets[name] = make(plan.GuardSet, len(set))
+		for e := range set {
+			out.Sets[name][e] = ""
+		}
+	}
+	return out
 }
 
 const (
@@ -73,8 +198,9 @@ const (
 )
 
 // rulesGeneration returns the number of the nftables ruleset in force.
-func rulesGeneration() (uint32, error) {
+func (k *Kernel) rulesGeneration() (uint32, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|nftMsgGetGen, 0)
+	req.Sockets = k.sockets
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
 	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 	if err != nil {

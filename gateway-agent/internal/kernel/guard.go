@@ -59,7 +59,7 @@ func (k *Kernel) observeGuard(ctx context.Context) (plan.Guard, error) {
 		switch {
 		case o.Set != nil:
 			set := make(plan.GuardSet, len(o.Set.Elem))
-			if _, counted := o.counts(); counted {
+			if plan.CountedSet(o.Set.Name) {
 				g.Sets[o.Set.Name] = set
 				continue
 			}
@@ -109,6 +109,9 @@ func element(raw json.RawMessage, prefixes bool) string {
 
 // applyGuard carries out guard steps in one transaction.
 func (k *Kernel) applyGuard(ctx context.Context, steps []plan.Step) error {
+	if elementsOnly(steps) {
+		return k.applyElements(steps)
+	}
 	var lines []string
 	for _, s := range steps {
 		lines = append(lines, plan.NFTLines(s)...)

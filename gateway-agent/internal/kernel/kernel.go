@@ -7,13 +7,17 @@
 package kernel
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os/exec"
 
 	"github.com/coreos/go-iptables/iptables"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
@@ -39,8 +43,18 @@ type Kernel struct {
 	nft    string
 	tables map[tenant.Family]*tables
 	nl     *netlink.Handle
-	seen   rulesSeen
-	log    *slog.Logger
+	// sockets stay open. The kernel is asked to heed the filters of a request for
+	// a list of routes; and to close one towards nftables would wait until all
+	// processors have forgotten what was deleted before, 10 to 20 ms.
+	sockets  map[int]*nl.SocketHandle
+	elements *nftables.Conn
+	log      *slog.Logger
+	// What was seen last, and what keeps it true.
+	mirror  mirror
+	seen    rulesSeen
+	sysctls map[string]string
+	notices *notices
+	missed  bool // something changed that a step did not make, and no Look has told yet
 	// unprotected says that a guard or sysctl could not be set since Observe.
 	unprotected bool
 }
@@ -83,11 +97,45 @@ func New(host plan.Host, o Options) (*Kernel, error) {
 	if k.nl, err = netlink.NewHandle(); err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
+	if err := k.openSockets(); err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	if k.notices, err = openNotices(); err != nil {
+		return nil, err
+	}
 	return k, nil
 }
 
-// Close releases the kernel's socket. The data path stays as it is.
-func (k *Kernel) Close() { k.nl.Close() }
+func (k *Kernel) openSockets() error {
+	k.sockets = make(map[int]*nl.SocketHandle)
+	for _, protocol := range []int{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER} {
+		socket, err := nl.Subscribe(protocol)
+		if err != nil {
+			return err
+		}
+		k.sockets[protocol] = &nl.SocketHandle{Socket: socket}
+	}
+	fd := k.sockets[unix.NETLINK_ROUTE].Socket.GetFd()
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		k.log.Debug("the kernel lists all routes when asked for some", "err", err)
+	}
+	return nil
+}
+
+// Close releases the kernel's sockets. The data path stays as it is.
+func (k *Kernel) Close() {
+	k.nl.Close()
+	for _, s := range k.sockets {
+		s.Socket.Close()
+	}
+	k.closeElements()
+	k.notices.file.Close()
+}
+
+// Watch calls report, from one goroutine, whenever the kernel tells of a change
+// of links, addresses or routes of ours that no Look has taken in, until ctx
+// ends. Safe for concurrent use with all other methods but Close.
+func (k *Kernel) Watch(ctx context.Context, report func()) error { return k.notices.watch(ctx, report) }
 
 // Backend says which iptables serves: "nf_tables" or "legacy", and its version.
 func (k *Kernel) Backend() string { return k.tables[tenant.IPv4].version }

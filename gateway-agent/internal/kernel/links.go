@@ -165,16 +165,22 @@ func ourLinks(all []linkInfo) map[string]plan.Link {
 	}
 	out := make(map[string]plan.Link)
 	for _, l := range all {
-		n, named := plan.LinkNumber(l.name)
-		if !named || l.kind != "macvlan" {
-			continue
-		}
-		out[l.name] = plan.Link{
-			Name: l.name, Number: n, Tenant: l.alias, Parent: names[l.parent], MAC: l.mac.String(),
-			IPv6: l.ipv6, Ready: l.up && l.private && !l.broadcast && (l.ipv6Alone || !l.ipv6),
+		if link, ours := ourLink(l, names); ours {
+			out[l.name] = link
 		}
 	}
 	return out
+}
+
+func ourLink(l linkInfo, names map[int]string) (plan.Link, bool) {
+	n, named := plan.LinkNumber(l.name)
+	if !named || l.kind != "macvlan" {
+		return plan.Link{}, false
+	}
+	return plan.Link{
+		Name: l.name, Number: n, Tenant: l.alias, Parent: names[l.parent], MAC: l.mac.String(),
+		IPv6: l.ipv6, Ready: l.up && l.private && !l.broadcast && (l.ipv6Alone || !l.ipv6),
+	}, true
 }
 
 // makeLink makes a link, or mends one that exists. Setting it up comes last: a
@@ -288,17 +294,32 @@ func (k *Kernel) delLinks(steps []plan.Step) error {
 
 // linkIndex asks for one link by name. net.InterfaceByName would list them all.
 func linkIndex(name string) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	req, err := askLink(name, unix.SIOCGIFINDEX)
 	if err != nil {
 		return 0, err
+	}
+	return int(req.Uint32()), nil
+}
+
+// linkUp tells whether a link is up.
+func linkUp(name string) (bool, error) {
+	req, err := askLink(name, unix.SIOCGIFFLAGS)
+	if err != nil {
+		return false, err
+	}
+	return req.Uint16()&unix.IFF_UP != 0, nil
+}
+
+// askLink makes one request of netdevice(7).
+func askLink(name string, request uint) (*unix.Ifreq, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
 	}
 	defer unix.Close(fd)
 	req, err := unix.NewIfreq(name)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req); err != nil {
-		return 0, err
-	}
-	return int(req.Uint32()), nil
+	return req, unix.IoctlIfreq(fd, request, req)
 }

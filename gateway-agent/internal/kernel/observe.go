@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -17,49 +18,125 @@ import (
 	"egress-gateway.io/shared/tenant"
 )
 
-// Observe reads what is ours. The number of commands it runs does not depend
-// on the number of tenants, and none of them writes. The result is not to be
-// changed: a later one may share parts of it.
-func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
+// Sight is what a look came to. State is not to be changed, and holds until the
+// next Look or Apply only: they go on with parts of it.
+type Sight struct {
+	Host  plan.Host
+	State plan.State
+	// Same says that all is as the last look, and the steps since, have left it.
+	Same bool
+}
+
+// Look returns what is in the kernel now, both what is ours and what is to know
+// of the host. Afresh, it reads everything. Else it reads only what may have
+// changed since the last look: the kernel tells of each change of a link, an
+// address or a route of ours (notices), and counts those of the rules
+// (generation); sysctls, and the rules of iptables-legacy, are read each time.
+// So it costs next to nothing where nothing has changed.
+func (k *Kernel) Look(ctx context.Context, afresh bool) (Sight, error) {
 	k.unprotected = false
-	s := plan.State{
-		MarkMask: k.host.MarkMask,
-		Sysctls:  make(map[string]string),
-		Chains:   make(map[plan.ChainID][]string),
-		Hooks:    make(map[plan.ChainID][]plan.Hook),
-		Addrs:    make(map[plan.Addr]string),
-	}
-	links, err := dumpLinks(false)
+	same, err := k.lookAtLinks(afresh)
 	if err != nil {
-		return s, err
+		return Sight{}, err
 	}
-	s.Links = ourLinks(links)
-	addrs, err := dumpAddrs(links)
+	host := k.hostFacts()
+	sysctls, err := k.readSysctls()
 	if err != nil {
-		return s, err
+		return Sight{}, err
 	}
-	for _, a := range addrs {
-		if _, tenantLink := s.Links[a.dev]; a.ours(tenantLink) {
-			s.Addrs[plan.Addr{Dev: a.dev, IP: a.prefix.Addr()}] = ""
+	sameRules, err := k.lookAtRules(ctx, afresh)
+	if err != nil {
+		return Sight{}, err
+	}
+	same = same && sameRules && !afresh && maps.Equal(sysctls, k.sysctls)
+	k.sysctls = sysctls
+	return Sight{Host: host, Same: same, State: plan.State{
+		MarkMask: k.host.MarkMask, Sysctls: sysctls, Links: k.mirror.links, Addrs: k.mirror.addrs, Routes: k.mirror.routes,
+		Chains: k.seen.chains, Hooks: k.seen.hooks, Guard: k.seen.guard, Neighbours: k.seen.neighbours,
+	}}, nil
+}
+
+// Observe reads what is ours, all of it. The number of commands it runs does not
+// depend on the number of tenants, and none of them writes. The result is the
+// caller's own.
+func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
+	sight, err := k.Look(ctx, true)
+	s := sight.State
+	s.Links, s.Addrs, s.Routes = maps.Clone(s.Links), maps.Clone(s.Addrs), maps.Clone(s.Routes)
+	s.Chains, s.Hooks = maps.Clone(s.Chains), maps.Clone(s.Hooks)
+	s.Neighbours.MACs = maps.Clone(s.Neighbours.MACs)
+	s.Guard.Sets = maps.Clone(s.Guard.Sets)
+	for name, set := range s.Guard.Sets {
+		s.Guard.Sets[name] = maps.Clone(set)
+	}
+	return s, err
+}
+
+// lookAtLinks brings the mirror up to date.
+func (k *Kernel) lookAtLinks(afresh bool) (same bool, err error) {
+	news, err := k.takeNotices()
+	if err != nil {
+		k.mirror.valid = false
+		k.log.Warn("the kernel's notices of changes can not be read; everything is read anew", "err", err)
+	}
+	if afresh || !k.mirror.valid {
+		news = true
+		k.seen.neighbours.Shape = "" // the kernel takes that table away with the NIC, which counts as no change of the rules
+		if err := k.dump(); err != nil {
+			return false, err
 		}
 	}
-	if s.Routes, err = k.observeRoutes(links); err != nil {
-		return s, err
+	if k.mirror.stale {
+		routes, err := k.observeRoutes(k.mirror.names)
+		if err != nil {
+			return false, err
+		}
+		k.mirror.routes, k.mirror.stale = routes, false
 	}
+	same = !news && !k.missed
+	k.missed = false
+	return same, nil
+}
+
+// dump reads all links and addresses. What changes meanwhile is told after it.
+func (k *Kernel) dump() error {
+	links, err := dumpLinks(false)
+	if err != nil {
+		return err
+	}
+	addrs, err := dumpAddrs(links)
+	if err != nil {
+		return err
+	}
+	k.mirror = newMirror([2]string{k.host.Internal, k.host.External}, links, addrs)
+	_, err = k.takeNotices()
+	return err
+}
+
+// takeNotices carries over what the kernel has told.
+func (k *Kernel) takeNotices() (news bool, err error) {
+	lost, err := k.notices.read(func(kind uint16, message []byte) {
+		if k.mirror.valid && k.mirror.take(kind, message) {
+			news = true
+		}
+	})
+	if lost || err != nil {
+		k.mirror.valid = false
+	}
+	return news || lost, err
+}
+
+// readSysctls reads those that plans are about.
+func (k *Kernel) readSysctls() (map[string]string, error) {
+	out := make(map[string]string)
 	for _, key := range plan.SysctlKeys(k.host) {
 		v, err := k.readSysctl(key)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return s, err
+			return nil, err
 		}
-		s.Sysctls[key] = v
+		out[key] = v
 	}
-	if err := k.observeRules(ctx, &s); err != nil {
-		return s, err
-	}
-	// The kernel takes its chain away with the NIC, which counts as no change
-	// of the rules.
-	s.Neighbours, err = k.observeNeighbours(ctx)
-	return s, err
+	return out, nil
 }
 
 func (k *Kernel) readSysctl(key string) (string, error) {
@@ -86,22 +163,16 @@ func (k *Kernel) hasIPv6() bool {
 
 // Facts returns the host with OnLink, Own, Advertised and IPv6 as the VM shows them now.
 func (k *Kernel) Facts(context.Context) (plan.Host, error) {
+	if _, err := k.lookAtLinks(true); err != nil {
+		return k.host, err
+	}
+	return k.hostFacts(), nil
+}
+
+func (k *Kernel) hostFacts() plan.Host {
 	h := k.host
-	links, err := dumpLinks(false)
-	if err != nil {
-		return h, err
-	}
-	addrs, err := dumpAddrs(links)
-	if err != nil {
-		return h, err
-	}
 	h.OnLink, h.Own, h.Advertised = nil, nil, nil
-	ours := ourLinks(links)
-	for _, a := range addrs {
-		_, tenantLink := ours[a.dev]
-		if tenantLink || a.ours(false) || a.link || a.prefix.Addr().IsLoopback() {
-			continue
-		}
+	for a := range k.mirror.others {
 		h.Own = append(h.Own, a.prefix.Addr())
 		if a.dev == h.Internal && !a.prefix.IsSingleIP() {
 			h.OnLink = append(h.OnLink, a.prefix.Masked())
@@ -109,6 +180,8 @@ func (k *Kernel) Facts(context.Context) (plan.Host, error) {
 	}
 	slices.SortFunc(h.Own, netip.Addr.Compare)
 	h.Own = slices.Compact(h.Own)
+	slices.SortFunc(h.OnLink, netip.Prefix.Compare)
+	h.OnLink = slices.Compact(h.OnLink)
 	for _, nic := range []string{h.Internal, h.External} {
 		if v, err := k.readSysctl(plan.AcceptRA(nic)); err == nil && v != "0" {
 			h.Advertised = append(h.Advertised, nic)
@@ -116,5 +189,5 @@ func (k *Kernel) Facts(context.Context) (plan.Host, error) {
 	}
 	_, tools := k.tables[tenant.IPv6]
 	h.IPv6 = tools && k.hasIPv6()
-	return h, nil
+	return h
 }

@@ -76,18 +76,18 @@ func capabilities(path string) error {
 }
 
 func nicUp(name string) error {
+	if up, err := linkUp(name); err == nil {
+		if !up {
+			return fmt.Errorf("%s is down", name)
+		}
+		return nil
+	}
 	links, err := dumpLinks(false)
 	if err != nil {
 		return err
 	}
 	var names []string
 	for _, l := range links {
-		if l.name == name {
-			if !l.up {
-				return fmt.Errorf("%s is down", name)
-			}
-			return nil
-		}
 		if l.name != "lo" && len(names) < 8 {
 			names = append(names, l.name)
 		}
@@ -104,11 +104,12 @@ func (k *Kernel) distinct() error {
 
 // defaultRoute6 checks the IPv6 default route while a tenant needs it.
 func (k *Kernel) defaultRoute6() error {
-	links, err := dumpLinks(false)
-	if err != nil {
-		return err
+	if !k.mirror.valid {
+		if err := k.dump(); err != nil {
+			return err
+		}
 	}
-	for _, l := range ourLinks(links) {
+	for _, l := range k.mirror.links {
 		if l.IPv6 {
 			return k.defaultRoute(tenant.IPv6)
 		}

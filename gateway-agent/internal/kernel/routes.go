@@ -9,40 +9,88 @@ import (
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
-// observeRoutes returns the routes that carry our protocol.
-func (k *Kernel) observeRoutes(links []linkInfo) (map[plan.Route]bool, error) {
-	names := make(map[int]string, len(links))
-	for _, l := range links {
-		names[l.index] = l.name
-	}
-	filter := netlink.Route{Protocol: plan.Protocol}
-	list, err := consistent(func() ([]netlink.Route, error) {
-		return k.nl.RouteListFiltered(netlink.FAMILY_ALL, &filter, netlink.RT_FILTER_PROTOCOL)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list routes: %w", err)
-	}
-	out := make(map[plan.Route]bool, len(list))
-	for _, r := range list {
-		dst, _ := toPrefix(r.Dst)
-		via, _ := netip.AddrFromSlice(r.Gw)
-		out[plan.Route{Dst: dst, Via: via.Unmap(), Dev: names[r.LinkIndex]}] = true
+// observeRoutes returns the routes of the main table that carry our protocol.
+// The kernel picks them, where it can (Linux 4.20): its tables hold two routes
+// for each tenant, and may hold those of a router.
+func (k *Kernel) observeRoutes(names map[int]string) (map[plan.Route]bool, error) {
+	out := make(map[plan.Route]bool)
+	for _, f := range tenant.Families() {
+		list, err := k.listRoutes(f, plan.Protocol)
+		if err != nil {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range list {
+			out[plan.Route{Dst: r.dst, Via: r.via, Dev: names[r.index]}] = true
+		}
 	}
 	return out, nil
 }
 
-func toPrefix(n *net.IPNet) (netip.Prefix, bool) {
-	if n == nil {
-		return netip.Prefix{}, false
+// routeInfo is what one message of a route dump tells.
+type routeInfo struct {
+	dst   netip.Prefix
+	via   netip.Addr
+	index int
+}
+
+func (k *Kernel) listRoutes(f tenant.Family, protocol uint8) ([]routeInfo, error) {
+	family := unix.AF_INET
+	if f == tenant.IPv6 {
+		family = unix.AF_INET6
 	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	bits, _ := n.Mask.Size()
-	return netip.PrefixFrom(a.Unmap(), bits), ok
+	return consistent(func() ([]routeInfo, error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
+		req.Sockets = k.sockets
+		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family), Table: unix.RT_TABLE_MAIN, Protocol: protocol}})
+		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
+		if err != nil && !errors.Is(err, unix.ENOENT) { // no table yet
+			return nil, err
+		}
+		var out []routeInfo
+		for _, m := range messages {
+			if head := nl.DeserializeRtMsg(m); head.Table != unix.RT_TABLE_MAIN || head.Protocol != protocol || head.Flags&unix.RTM_F_CLONED != 0 {
+				continue
+			}
+			r, err := parseRoute(m)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, r)
+		}
+		return out, nil
+	})
+}
+
+func parseRoute(m []byte) (routeInfo, error) {
+	head := nl.DeserializeRtMsg(m)
+	attrs, err := nl.ParseRouteAttr(m[head.Len():])
+	if err != nil {
+		return routeInfo{}, err
+	}
+	to := netip.IPv4Unspecified()
+	if head.Family == unix.AF_INET6 {
+		to = netip.IPv6Unspecified()
+	}
+	var r routeInfo
+	for _, a := range attrs {
+		switch a.Attr.Type {
+		case unix.RTA_DST:
+			to, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_GATEWAY:
+			r.via, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_OIF:
+			r.index = int(nl.NativeEndian().Uint32(a.Value))
+		}
+	}
+	r.dst = netip.PrefixFrom(to, int(head.Dst_len))
+	return r, nil
 }
 
 func fromPrefix(p netip.Prefix) *net.IPNet {
@@ -74,10 +122,8 @@ func (k *Kernel) setRoute(r plan.Route, replace bool) error {
 	}
 	err = k.nl.RouteAdd(nr)
 	if errors.Is(err, unix.EEXIST) {
-		if links, look := dumpLinks(false); look == nil {
-			if ours, look := k.observeRoutes(links); look == nil && ours[r] {
-				return nil
-			}
+		if ours, look := k.observeRoutes(k.mirror.names); look == nil && ours[r] {
+			return nil
 		}
 		return fmt.Errorf("somebody else's route to %s exists; remove it: %w", r.Dst, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/coreos/go-iptables/iptables"
@@ -91,21 +92,44 @@ func parseSave(r io.Reader, f tenant.Family, s *plan.State) error {
 // load carries out rule steps of one family in one call: all of them, or none
 // of each table.
 func (t *tables) load(ctx context.Context, steps []plan.Step) error {
-	var names []string
 	lines := make(map[string][]string)
 	for _, s := range steps {
 		_, table := plan.RuleFamily(s)
-		if _, seen := lines[table]; !seen {
-			names = append(names, table)
-		}
 		lines[table] = append(lines[table], plan.RestoreLines(s)...)
 	}
 	var in bytes.Buffer
-	for _, table := range names {
+	for _, table := range tablesOf(steps) {
 		fmt.Fprintf(&in, "*%s\n%s\nCOMMIT\n", table, strings.Join(lines[table], "\n"))
 	}
 	_, err := run(ctx, in.Bytes(), t.restore, "--noflush", "-w", fmt.Sprint(lockWait))
 	return err
+}
+
+// load carries out rule steps of one family, and keeps what is known of the
+// rules true.
+func (k *Kernel) load(ctx context.Context, t *tables, steps []plan.Step) error {
+	transactions := 0
+	if !t.legacy() {
+		if deletionsOnly(steps) {
+			f, _ := plan.RuleFamily(steps[0])
+			if known, err := k.unrule(f, steps); known || err != nil {
+				return err
+			}
+		}
+		transactions = len(tablesOf(steps))
+	}
+	return k.following(steps, transactions, func() error { return t.load(ctx, steps) })
+}
+
+// tablesOf names the tables of rule steps, in the order in which they occur.
+func tablesOf(steps []plan.Step) []string {
+	var names []string
+	for _, s := range steps {
+		if _, table := plan.RuleFamily(s); !slices.Contains(names, table) {
+			names = append(names, table)
+		}
+	}
+	return names
 }
 
 // single carries out one step; that it was carried out before is no error.

@@ -59,11 +59,20 @@ type Input struct {
 	Conflicts map[netip.Addr]string
 	// Spills are exceptions for addresses whose ports are used up.
 	Spills []Spill
+	// Rest6 says that this is a part, and that a tenant of the rest has IPv6.
+	Rest6 bool
 }
 
 // ReasonConflict is the reason of a problem with an address that another host
 // has as well.
 const ReasonConflict = "AddressConflict"
+
+// Reasons of problems that one tenant has because of another.
+const (
+	reasonTaken       = "AddressTaken"
+	reasonNumberTaken = "NumberTaken"
+	reasonNoNumber    = "NoNumber"
+)
 
 // Problem is something that keeps one tenant or node from being served as its
 // record asks. The others go on.

@@ -192,14 +192,16 @@ func (b *builder) usesIPv6() bool {
 	if !b.in.Host.IPv6 {
 		return false
 	}
-	uses := len(tenant.IPv6.Prefixes(b.pods)) > 0
-	for _, t := range b.in.Tenants {
-		uses = uses || !t.Released && len(tenant.IPv6.Addrs(t.GatewayIPs)) > 0
-	}
+	uses := len(tenant.IPv6.Prefixes(b.pods)) > 0 || b.in.usesIPv6()
 	if uses {
 		maps.Copy(b.state.Sysctls, sysctls6(b.in.Host))
 	}
 	return uses
+}
+
+// usesIPv6 tells whether a tenant has IPv6.
+func (in Input) usesIPv6() bool {
+	return in.Rest6 || slices.ContainsFunc(in.Tenants, Numbered.needsIPv6)
 }
 
 // order returns the tenants in the order in which they get their addresses:
@@ -229,12 +231,12 @@ func (b *builder) tenant(t Numbered) {
 		b.problem(Problem{Cluster: t.Cluster, Tenant: t.Name, Reason: reason, Message: message})
 	}
 	if t.Number < 1 || t.Number > MaxNumber {
-		fail("NoNumber", fmt.Sprintf("this VM serves %d tenants, which is all it can; move tenants to another gateway group", MaxNumber))
+		fail(reasonNoNumber, fmt.Sprintf("this VM serves %d tenants, which is all it can; move tenants to another gateway group", MaxNumber))
 		return
 	}
 	link := Link{Name: LinkName(t.Number), Number: t.Number, Tenant: id, Parent: b.in.Host.Internal, Ready: true}
 	if other, ok := b.state.Links[link.Name]; ok {
-		fail("NumberTaken", fmt.Sprintf("number %d belongs to tenant %s", t.Number, other.Tenant))
+		fail(reasonNumberTaken, fmt.Sprintf("number %d belongs to tenant %s", t.Number, other.Tenant))
 		return
 	}
 	for _, f := range tenant.Families() {
@@ -272,7 +274,7 @@ func (b *builder) refuse(f tenant.Family, gateway netip.Addr, egress []netip.Add
 	}
 	for _, a := range append([]netip.Addr{gateway}, egress...) {
 		if who, taken := b.claims[a]; taken {
-			return "AddressTaken", fmt.Sprintf("address %s belongs to %s", a, who)
+			return reasonTaken, fmt.Sprintf("address %s belongs to %s", a, who)
 		}
 		if mac, elsewhere := b.in.Conflicts[a]; elsewhere {
 			return ReasonConflict, fmt.Sprintf("address %s is in use: the host with MAC %s answers for it; take it from that host, or leave it out of the pool; it is tried again", a, mac)

@@ -14,14 +14,20 @@ import (
 // dies there: have is all that the next Diff needs to know.
 //
 //	guard, sysctls, return routes
-//	links and gateway IPs that go        from here on nobody sends for them
-//	rules of tenants that go, and        (guard, then rules) a binding of an address
-//	  bindings that another wants        ends before the next one begins
-//	connections of tenants that go, and  the old holder's connections end
-//	  of addresses that change hands     before the new holder is served
+//	gateway IPs that go, and links       no node finds them any more
+//	  that are made anew
+//	what lets tenants that go, and       from here on nobody sends for them
+//	  bindings that another wants, pass
+//	  the exit guard
+//	connections of tenants that go
+//	rules of tenants that go, and        a binding of an address ends before the
+//	  bindings that another wants        next one begins
+//	connections of addresses that        the old holder's connections end before
+//	  change hands                       the new holder is served
 //	chains and rules that come
 //	egress IPs that come
 //	connections of egress IPs that go, then these
+//	links that go                        the kernel takes its time, 20 ms
 //	the way of neighbour requests to links, then links and gateway IPs that
 //	  come, announcements
 //	what is left of that way, of chains and guard
@@ -32,12 +38,14 @@ func Diff(want, have State) []Step {
 	d.sysctls()
 	d.routes()
 	d.linksGo()
+	d.disown()
 	d.tenantsGo()
 	d.unbind()
 	d.handOver()
 	d.rulesCome()
 	d.egressCome()
 	d.egressGo()
+	d.linksGone()
 	d.neighboursCome()
 	d.linksCome()
 	d.neighboursGo()
@@ -127,17 +135,32 @@ func (d *differ) stays(name string) bool {
 		(have.Tenant == want.Tenant || have.Tenant == "")
 }
 
+// leaves tells whether a link goes for good.
+func (d *differ) leaves(name string) bool {
+	_, wanted := d.want.Links[name]
+	return d.have.Links[name].Name != "" && !wanted
+}
+
 func (d *differ) linksGo() {
 	for _, name := range sorted(d.have.Links) {
-		if !d.stays(name) {
+		if !d.stays(name) && !d.leaves(name) {
 			d.add(DelLink{d.have.Links[name].Tenant, name})
 		}
 	}
 	for _, a := range sortedFunc(d.have.Addrs, compareAddr) {
-		if _, wanted := d.want.Addrs[a]; wanted || !d.isLink(a.Dev) || !d.stays(a.Dev) {
+		if _, wanted := d.want.Addrs[a]; wanted || !d.isLink(a.Dev) || !d.stays(a.Dev) && !d.leaves(a.Dev) {
 			continue // an address goes with its link
 		}
 		d.add(DelAddr{d.have.Links[a.Dev].Tenant, a})
+	}
+}
+
+// linksGone removes the links that go for good.
+func (d *differ) linksGone() {
+	for _, name := range sorted(d.have.Links) {
+		if d.leaves(name) {
+			d.add(DelLink{d.have.Links[name].Tenant, name})
+		}
 	}
 }
 

@@ -36,7 +36,7 @@ func (d *differ) guardFirst() {
 	}
 	for _, set := range sorted(want.Sets) {
 		missing := slices.DeleteFunc(sorted(want.Sets[set]), func(e string) bool { _, ok := have.Sets[set][e]; return ok })
-		if len(missing) == 0 || countedSet(set) {
+		if len(missing) == 0 || CountedSet(set) {
 			continue
 		}
 		if intervalSet(set) {
@@ -61,7 +61,7 @@ func (d *differ) guardLast() {
 		return
 	}
 	for _, set := range sorted(have.Sets) {
-		if countedSet(set) {
+		if CountedSet(set) {
 			continue
 		}
 		extra := slices.DeleteFunc(sorted(have.Sets[set]), func(e string) bool { _, ok := want.Sets[set][e]; return ok })

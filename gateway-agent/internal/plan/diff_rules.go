@@ -21,7 +21,7 @@ func (d *differ) owners() map[uint32]string {
 }
 
 // tenantsGo ends the connections of the tenants whose marks are no longer
-// theirs. Their links are gone: no packet brings them back.
+// theirs. No packet of theirs leaves any more, so that none brings them back.
 func (d *differ) tenantsGo() {
 	owners, gone := d.owners(), make(map[uint32]string)
 	check := func(mark uint32, id string) {
@@ -49,8 +49,7 @@ func (d *differ) tenantsGo() {
 // unbind removes the leaf rules of tenants that go, the bindings of addresses
 // that another tenant is to get, and branches that are no longer wanted.
 func (d *differ) unbind() {
-	d.mid, d.early = maps.Clone(d.have.Chains), make(map[string]bool)
-	d.disown()
+	d.mid = maps.Clone(d.have.Chains)
 	owners := d.owners()
 	var empty []ChainID
 	for _, id := range removalOrder(d.have.Chains) {
@@ -78,9 +77,11 @@ func (d *differ) unbind() {
 	}
 }
 
-// disown takes from the guard what lets packets leave with an address that
-// another tenant is to get.
+// disown takes from the guard what lets packets of tenants that go leave, and
+// packets with an address that another tenant is to get.
 func (d *differ) disown() {
+	d.early = make(map[string]bool)
+	owners := d.owners()
 	for _, f := range tenant.Families() {
 		set := setName(setOwners, f)
 		bySuffix := make(map[string][]string)
@@ -90,7 +91,8 @@ func (d *differ) disown() {
 			}
 		}
 		for _, b := range slices.SortedFunc(maps.Keys(d.haveBound), compareBinding) {
-			if !d.contested(b) {
+			_, wanted := d.wantBound[b]
+			if !d.contested(b) && (wanted || owners[b.mark] == d.haveBound[b]) {
 				continue
 			}
 			for _, e := range bySuffix[ownerSuffix(b.mark, b.ip)] {

@@ -119,7 +119,7 @@ func neighbourLines(s Step) []string {
 				}
 			}
 			if len(elements) > 0 {
-				out = append(out, "add element netdev "+NeighbourTable+" "+neighbourMap(f)+" { "+strings.Join(elements, ", ")+" }")
+				out = append(out, "add element netdev "+NeighbourTable+" "+NeighbourMap(f)+" { "+strings.Join(elements, ", ")+" }")
 			}
 		}
 		return out
@@ -137,7 +137,8 @@ func neighbourLines(s Step) []string {
 	return nil
 }
 
-func neighbourMap(f tenant.Family) string {
+// NeighbourMap names the map of a family: from gateway IPs to MACs.
+func NeighbourMap(f tenant.Family) string {
 	if f == tenant.IPv6 {
 		return neighbourMap6
 	}
@@ -145,7 +146,7 @@ func neighbourMap(f tenant.Family) string {
 }
 
 func neighbourLine(verb string, ip netip.Addr, mac string) string {
-	return fmt.Sprintf("%s element netdev %s %s { %s }", verb, NeighbourTable, neighbourMap(tenant.FamilyOf(ip)), neighbourElement(ip, mac))
+	return fmt.Sprintf("%s element netdev %s %s { %s }", verb, NeighbourTable, NeighbourMap(tenant.FamilyOf(ip)), neighbourElement(ip, mac))
 }
 
 // neighbourElement writes an element as nft takes it: a part of a packet that

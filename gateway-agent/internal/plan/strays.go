@@ -19,8 +19,8 @@ const (
 // strayTimeout is for how long a source counts as astray after its last packet.
 const strayTimeout = "20s"
 
-// countedSet tells the sets whose elements the kernel adds.
-func countedSet(name string) bool {
+// CountedSet tells the sets whose elements the kernel adds.
+func CountedSet(name string) bool {
 	return name == setNodeSources || name == setName(setStrays, tenant.IPv4) || name == setName(setStrays, tenant.IPv6)
 }
 
