@@ -68,7 +68,7 @@ func (p *publishedNodes) get() ([]tenant.Node, bool) {
 func (p *publishedNodes) run(ctx context.Context) error {
 	reading, done := context.WithCancel(ctx)
 	defer done()
-	f := bus.NewFollower(p.conn, bus.FollowerOptions{Clock: time.Now, Log: slog.New(slog.DiscardHandler)})
+	f := bus.NewFollower(p.conn, bus.FollowerOptions{Cluster: p.cluster, Clock: time.Now, Log: slog.New(slog.DiscardHandler)})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		// It ends with its context only; what it would complain of, the writer

@@ -24,14 +24,14 @@ func configured(t *testing.T, vars map[string]string) (Config, error) {
 }
 
 func TestConfig(t *testing.T) {
-	good := map[string]string{"CLUSTER_NAME": "prod-1", "CLUSTER_POD_NETWORKS": "10.128.0.0/14,fd01::/48"}
+	good := map[string]string{"CLUSTER_NAME": "prod-1", "CLUSTER_POD_NETWORKS": "10.128.0.0/14,fd01::/48", "CLUSTER_NATS_NKEY_FILE": os.DevNull}
 	for _, c := range []struct {
 		name  string
 		vars  map[string]string
 		wants []string // what the error has to mention; none: accepted
 	}{
 		{"the least", nil, nil},
-		{"all", map[string]string{"CLUSTER_LEASE_DURATION": "3s", "CLUSTER_LEASE_RENEW_DEADLINE": "2s", "CLUSTER_LEASE_RETRY_PERIOD": "500ms", "CLUSTER_NATS_URL": "nats://a:4222,tls://b:4222", "CLUSTER_LOG_FORMAT": "text"}, nil},
+		{"all", map[string]string{"CLUSTER_LEASE_DURATION": "3s", "CLUSTER_LEASE_RENEW_DEADLINE": "2s", "CLUSTER_LEASE_RETRY_PERIOD": "500ms", "CLUSTER_NATS_URL": "tls://a:4222,tls://b:4222", "CLUSTER_LOG_FORMAT": "text"}, nil},
 		{"no name", map[string]string{"CLUSTER_NAME": ""}, []string{"CLUSTER_NAME is not set"}},
 		{"a bad name", map[string]string{"CLUSTER_NAME": "Prod_1"}, []string{`CLUSTER_NAME="Prod_1"`, "lower-case"}},
 		{"no pod networks", map[string]string{"CLUSTER_POD_NETWORKS": ""}, []string{"CLUSTER_POD_NETWORKS is not set", "10.128.0.0/14"}},
@@ -44,7 +44,10 @@ func TestConfig(t *testing.T) {
 		{"no address to listen on", map[string]string{"CLUSTER_LISTEN": "9808"}, []string{`CLUSTER_LISTEN="9808"`, "host:port"}},
 		{"a log level that is none", map[string]string{"CLUSTER_LOG_LEVEL": "loud"}, []string{`CLUSTER_LOG_LEVEL="loud"`, "debug"}},
 		{"a log format that is none", map[string]string{"CLUSTER_LOG_FORMAT": "xml"}, []string{`CLUSTER_LOG_FORMAT="xml"`, "json"}},
-		{"a NATS URL that is none", map[string]string{"CLUSTER_NATS_URL": "http://x"}, []string{"CLUSTER_NATS_URL", "nats://"}},
+		{"a NATS URL that is none", map[string]string{"CLUSTER_NATS_URL": "http://x"}, []string{"CLUSTER_NATS_URL", "tls://"}},
+		{"NATS without TLS", map[string]string{"CLUSTER_NATS_URL": "nats://a:4222"}, []string{`CLUSTER_NATS_URL="nats://a:4222": this connection would not be encrypted`, "CLUSTER_NATS_CA_FILE", "set CLUSTER_NATS_ALLOW_INSECURE_PLAINTEXT_FOR_LAB=true"}},
+		{"NATS without credentials", map[string]string{"CLUSTER_NATS_NKEY_FILE": ""}, []string{"set CLUSTER_NATS_NKEY_FILE", "egressctl init"}},
+		{"a lab", map[string]string{"CLUSTER_NATS_URL": "nats://a:4222", "CLUSTER_NATS_NKEY_FILE": "", "CLUSTER_NATS_ALLOW_INSECURE_PLAINTEXT_FOR_LAB": "true"}, nil},
 		{"a misspelt variable", map[string]string{"CLUSTER_NATSURL": "nats://a:4222"}, []string{"CLUSTER_NATSURL", "did you mean CLUSTER_NATS_URL?"}},
 		{"several mistakes at once", map[string]string{"CLUSTER_NAME": "X", "CLUSTER_LISTEN": "x"}, []string{"CLUSTER_NAME", "CLUSTER_LISTEN"}},
 	} {

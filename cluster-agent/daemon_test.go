@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 
 const patience = 30 * time.Second
 
-// natsAt starts a NATS server with JetStream in this process.
+// natsAt starts a NATS server with JetStream in this process, set up.
 func natsAt(t *testing.T, port int, dir string) *natsserver.Server {
 	t.Helper()
 	s, err := natsserver.NewServer(&natsserver.Options{Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: dir, NoSigs: true, NoLog: true})
@@ -50,6 +50,14 @@ func natsAt(t *testing.T, port int, dir string) *natsserver.Server {
 	s.Start()
 	if !s.ReadyForConnections(patience) {
 		t.Fatal("nats-server did not start")
+	}
+	conn, err := bus.Connect(t.Context(), bus.Config{URL: []string{s.ClientURL()}}, "setup", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := bus.Setup(t.Context(), conn, 1); err != nil {
+		t.Fatal(err)
 	}
 	return s
 }
@@ -74,7 +82,7 @@ func newStory(t *testing.T, natsURL string) *story {
 	s.config = Config{
 		Name: "lab", PodNetworks: []netip.Prefix{netip.MustParsePrefix("10.128.0.0/14")}, Kubeconfig: path, Identity: "one",
 		LeaseNamespace: "egress-gateway", LeaseName: "egress-cluster-agent", LeaseDuration: 3 * time.Second, LeaseRenewDeadline: 2 * time.Second, LeaseRetryPeriod: 200 * time.Millisecond,
-		StateDir: t.TempDir(), Listen: "127.0.0.1:0", NATS: bus.Config{URL: []string{natsURL}, Replicas: 1},
+		StateDir: t.TempDir(), Listen: "127.0.0.1:0", NATS: bus.Config{URL: []string{natsURL}},
 	}
 	s.core, err = typedcore.NewForConfig(kubeServer.Config(kubetest.Admin))
 	s.must(err)

@@ -30,7 +30,7 @@ func setEnv(t *testing.T, vars map[string]string) {
 			os.Unsetenv(name)
 		}
 	}
-	all := map[string]string{"NAME": "gw1", "INTERNAL_INTERFACE": "enp1s0", "EXTERNAL_INTERFACE": "enp7s0"}
+	all := map[string]string{"NAME": "gw1", "INTERNAL_INTERFACE": "enp1s0", "EXTERNAL_INTERFACE": "enp7s0", "NATS_CERT_FILE": os.DevNull, "NATS_KEY_FILE": os.DevNull}
 	for k, v := range vars {
 		all[k] = v
 	}
@@ -48,7 +48,7 @@ func TestConfigDefaults(t *testing.T) {
 	want := Config{
 		Name: "gw1", Group: "default", InternalInterface: "enp1s0", ExternalInterface: "enp7s0", MarkMask: 0xfff00000,
 		StateDir: "/var/lib/egress-gateway", SysctlRoot: "/proc/sys", Resync: 30 * time.Second, ProbeWait: 60 * time.Millisecond, Listen: "127.0.0.1:9809",
-		LogLevel: "info", LogFormat: "json", NATS: bus.Config{URL: []string{"nats://127.0.0.1:4222"}, Replicas: 1},
+		LogLevel: "info", LogFormat: "json", NATS: bus.Config{URL: []string{"tls://127.0.0.1:4222"}, CertFile: os.DevNull, KeyFile: os.DevNull},
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -84,7 +84,7 @@ func TestConfigEveryVariable(t *testing.T) {
 		"LOG_LEVEL":   {"debug", func(c Config) bool { return c.LogLevel == "debug" }, map[string]string{"loud": "debug, info, warn or error"}, nil},
 		"LOG_FORMAT":  {"text", func(c Config) bool { return c.LogFormat == "text" }, map[string]string{"xml": "json or text"}, nil},
 
-		"NATS_URL":           {"nats://a:4222,tls://b:4222", func(c Config) bool { return len(c.NATS.URL) == 2 }, map[string]string{"http://a": "nats://"}, nil},
+		"NATS_URL":           {"nats://a:4222,tls://b:4222", func(c Config) bool { return len(c.NATS.URL) == 2 }, map[string]string{"http://a": "want tls://"}, nil},
 		"NATS_CREDS_FILE":    {file, func(c Config) bool { return c.NATS.CredsFile == file }, map[string]string{"/nowhere": "no such file"}, nil},
 		"NATS_NKEY_FILE":     {file, func(c Config) bool { return c.NATS.NkeyFile == file }, map[string]string{"/nowhere": "no such file"}, nil},
 		"NATS_USER":          {"me", func(c Config) bool { return c.NATS.User == "me" }, map[string]string{}, map[string]string{"NATS_PASSWORD_FILE": file}},
@@ -93,7 +93,8 @@ func TestConfigEveryVariable(t *testing.T) {
 		"NATS_CERT_FILE":     {file, func(c Config) bool { return c.NATS.CertFile == file }, map[string]string{"/nowhere": "no such file"}, map[string]string{"NATS_KEY_FILE": file}},
 		"NATS_KEY_FILE":      {file, func(c Config) bool { return c.NATS.KeyFile == file }, map[string]string{"/nowhere": "no such file"}, map[string]string{"NATS_CERT_FILE": file}},
 		"NATS_TLS_FIRST":     {"true", func(c Config) bool { return c.NATS.TLSFirst }, map[string]string{"maybe": "true or false"}, nil},
-		"NATS_REPLICAS":      {"3", func(c Config) bool { return c.NATS.Replicas == 3 }, map[string]string{"0": "want 1", "x": "want a number"}, nil},
+		"NATS_ALLOW_INSECURE_PLAINTEXT_FOR_LAB": {"true", func(c Config) bool { return c.NATS.AllowInsecurePlaintextForLab }, map[string]string{"maybe": "true or false"},
+			map[string]string{"NATS_URL": "nats://a:4222", "NATS_CERT_FILE": "", "NATS_KEY_FILE": ""}},
 	}
 	all, err := settings.Describe(envPrefix, &Config{})
 	if err != nil {
@@ -129,6 +130,26 @@ func TestConfigEveryVariable(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A NATS that anybody can read or write to is refused.
+func TestConfigInsecureNATS(t *testing.T) {
+	nobody := map[string]string{"NATS_CERT_FILE": "", "NATS_KEY_FILE": ""}
+	for url, want := range map[string][]string{
+		"":              {"no credentials for NATS: set GATEWAY_NATS_NKEY_FILE", "egressctl init"},
+		"nats://a:4222": {`GATEWAY_NATS_URL="nats://a:4222": this connection would not be encrypted`, "GATEWAY_NATS_CA_FILE", "set GATEWAY_NATS_ALLOW_INSECURE_PLAINTEXT_FOR_LAB=true"},
+	} {
+		if url != "" {
+			nobody["NATS_URL"] = url
+		}
+		setEnv(t, nobody)
+		_, err := loadConfig(os.Environ())
+		for _, part := range want {
+			if err == nil || !strings.Contains(err.Error(), part) {
+				t.Errorf("%v lacks %q", err, part)
+			}
+		}
 	}
 }
 

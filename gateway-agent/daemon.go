@@ -117,7 +117,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	if a.conn, err = bus.Connect(ctx, c.NATS, c.Name, log, bus.WithVersion("gateway-agent "+version)); err != nil {
 		return nil, err
 	}
-	a.follower = bus.NewFollower(a.conn, bus.FollowerOptions{Clock: time.Now, Log: log})
+	a.follower = bus.NewFollower(a.conn, bus.FollowerOptions{Reader: c.Name, Clock: time.Now, Log: log})
 	a.status = bus.NewStatusWriter(a.conn, c.Name, bus.StatusOptions{Clock: time.Now, Log: log})
 	a.audit, err = bus.NewAudit(a.conn, bus.AuditOptions{
 		Dir: filepath.Join(c.StateDir, "audit"), Role: bus.RoleGateway, Name: c.Name, Clock: time.Now, Log: log,

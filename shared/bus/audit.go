@@ -6,7 +6,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -14,7 +13,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"egress-gateway.io/shared/tenant"
 )
@@ -23,10 +21,6 @@ const (
 	spoolBytes    = 64 << 20
 	memoryBytes   = 4 << 20
 	publishWindow = 256
-
-	auditAge        = 90 * 24 * time.Hour
-	auditBytes      = 1 << 30
-	auditDuplicates = 10 * time.Minute
 )
 
 // AuditOptions of an Audit.
@@ -163,8 +157,8 @@ func (a *Audit) Dropped() uint64 { return a.lost.Load() + a.spool.takeDropped() 
 // Close closes the spool. Run must have returned, and no Emit may follow.
 func (a *Audit) Close() error { return a.spool.close() }
 
-// Run publishes what is spooled until ctx ends, and returns ctx's error. It
-// creates the stream if there is none and it may.
+// Run publishes what is spooled until ctx ends, and returns ctx's error. Without
+// the stream, which Setup makes, events stay on the spool.
 func (a *Audit) Run(ctx context.Context) error {
 	retry := minRetry
 	ensured := false
@@ -212,7 +206,8 @@ func (a *Audit) wait(ctx context.Context, changed <-chan struct{}, again <-chan 
 // step publishes until the spool is empty, or something fails.
 func (a *Audit) step(ctx context.Context, ensured *bool) error {
 	if !*ensured {
-		if err := a.conn.ensureAuditStream(ctx); err != nil {
+		// Without the stream nobody would answer, which tells less.
+		if _, err := a.conn.stream(ctx, AuditStream); err != nil {
 			return err
 		}
 		*ensured = true
@@ -296,31 +291,4 @@ func (a *Audit) logOnce(err error) {
 	} else {
 		a.opts.Log.Info("audit events are published again", "pending", a.Pending())
 	}
-}
-
-// ensureAuditStream creates the stream if there is none.
-func (c *Conn) ensureAuditStream(ctx context.Context) error {
-	if _, err := c.stream(ctx, AuditStream); !isMissing(err) {
-		return err
-	}
-	cfg := jetstream.StreamConfig{
-		Name:        AuditStream,
-		Description: "egress-gateway: what happened",
-		Subjects:    []string{auditPrefix + ".>"},
-		Storage:     jetstream.FileStorage,
-		Retention:   jetstream.LimitsPolicy,
-		Discard:     jetstream.DiscardOld,
-		MaxAge:      auditAge,
-		MaxBytes:    auditBytes,
-		Duplicates:  auditDuplicates,
-		Replicas:    max(c.config.Replicas, 1),
-		DenyDelete:  true,
-		DenyPurge:   true,
-		Compression: jetstream.S2Compression,
-	}
-	_, err := request(ctx, c, func(ctx context.Context) (jetstream.Stream, error) { return c.js.CreateStream(ctx, cfg) })
-	if err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
-		return fmt.Errorf("create stream %s: %w", AuditStream, err)
-	}
-	return nil
 }

@@ -334,6 +334,7 @@ func TestAuditStreamDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	emit(t, a, "tenant", "1")
+	srv.setup()
 	allPublished(t, a)
 	if got := stored(t, conn, AuditFilter{}); len(got) != 1 || got[0].Subject != "1" {
 		t.Fatal(got)

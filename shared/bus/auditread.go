@@ -52,7 +52,7 @@ func ReadAudit(ctx context.Context, conn *Conn, filter AuditFilter, fn func(Audi
 	if !filter.Since.IsZero() {
 		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &filter.Since
 	}
-	cons, err := conn.consumer(ctx, AuditStream, cfg)
+	cons, err := conn.consumer(ctx, AuditStream, cfg, nil)
 	if isMissing(err) {
 		return ErrNoAudit
 	}

@@ -67,6 +67,10 @@ func startCluster(t testing.TB) *natsCluster {
 		}
 	})
 	n.settled(3)
+	if done, err := Setup(within(t), n.connect("setup"), len(n.servers)); err != nil || len(done) != 3 {
+		t.Fatalf("setup did %q: %v", done, err)
+	}
+	n.settled(3)
 	return n
 }
 
@@ -162,7 +166,7 @@ func (n *natsCluster) eventually(what string, cond func() bool) {
 }
 
 func (n *natsCluster) config() Config {
-	c := Config{Replicas: 3}
+	var c Config
 	for _, s := range n.servers {
 		c.URL = append(c.URL, fmt.Sprintf("nats://%s:%d", n.host, s.port))
 	}

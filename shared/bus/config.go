@@ -20,7 +20,7 @@ import (
 // connect, so that they can be rotated without a restart.
 type Config struct {
 	// URL lists servers: nats:// or tls://host:port, comma-separated.
-	URL []string `default:"nats://127.0.0.1:4222" desc:"comma list of NATS servers: nats:// or tls://host:port"`
+	URL []string `default:"tls://127.0.0.1:4222" desc:"comma list of NATS servers: tls://host:port"`
 	// CredsFile holds a JWT and its key (operator mode, hosted NATS).
 	CredsFile string `split_words:"true" desc:"file with a JWT and its key; one of this, an nkey, or a user"`
 	// NkeyFile holds an nkey seed.
@@ -35,8 +35,9 @@ type Config struct {
 	// TLSFirst begins with TLS instead of NATS's plain greeting, as TLS
 	// passthrough needs. The server must have handshake_first.
 	TLSFirst bool `split_words:"true" desc:"true: begin with TLS, as servers with handshake_first want"`
-	// Replicas is the number of copies of what this agent creates in JetStream.
-	Replicas int `default:"1" desc:"copies of what this agent creates in JetStream: 1, or 3 in a cluster of three"`
+	// AllowInsecurePlaintextForLab permits what Validate refuses otherwise: a
+	// connection without TLS, or without anything that proves who we are.
+	AllowInsecurePlaintextForLab bool `split_words:"true" desc:"true: connect without TLS or credentials; whoever reaches such a server decides where tenants' traffic goes"`
 }
 
 // Validate checks everything that needs no connection. Its messages name the
@@ -48,7 +49,7 @@ func (c Config) Validate(prefix string) error {
 		errs = append(errs, fmt.Errorf("%s_%s=%q: %s", prefix, field, value, remedy))
 	}
 	if len(c.URL) == 0 {
-		bad("URL", "", "give at least one server, such as nats://nats.example:4222")
+		bad("URL", "", "give at least one server, such as tls://nats.example:4222")
 	}
 	for _, s := range c.URL {
 		if remedy := urlRemedy(s); remedy != "" {
@@ -72,10 +73,26 @@ func (c Config) Validate(prefix string) error {
 	if n := c.identities(); n > 1 {
 		bad("CREDS_FILE", c.CredsFile, "only one of CREDS_FILE, NKEY_FILE and USER can be used; leave the others out")
 	}
-	if c.Replicas < 1 || c.Replicas > 5 {
-		bad("REPLICAS", fmt.Sprint(c.Replicas), "want 1 for a single server, 3 for a cluster of three, at most 5")
+	if !c.AllowInsecurePlaintextForLab {
+		errs = append(errs, c.insecure(prefix)...)
 	}
 	return errors.Join(errs...)
+}
+
+// insecure says why the connection would be one that others can read or make.
+func (c Config) insecure(prefix string) (errs []error) {
+	const made = "`egressctl init` makes what is needed"
+	unless := "or, in a lab only, set " + prefix + "_ALLOW_INSECURE_PLAINTEXT_FOR_LAB=true"
+	plain := c.CAFile == "" && c.CertFile == "" && !c.TLSFirst // each of them asks for TLS whatever the URL says
+	for _, s := range c.URL {
+		if plain && strings.HasPrefix(s, "nats://") {
+			errs = append(errs, fmt.Errorf("%s_URL=%q: this connection would not be encrypted; use tls:// and %s_CA_FILE (%s), %s", prefix, redact(s), prefix, made, unless))
+		}
+	}
+	if c.identities() == 0 && c.CertFile == "" {
+		errs = append(errs, fmt.Errorf("no credentials for NATS: set %s_NKEY_FILE, or another of CREDS_FILE, USER and CERT_FILE (%s), %s", prefix, made, unless))
+	}
+	return errs
 }
 
 func (c Config) identities() (n int) {
@@ -92,13 +109,13 @@ func urlRemedy(s string) string {
 	u, err := url.Parse(s)
 	switch {
 	case err != nil || u.Hostname() == "":
-		return "not a URL; want nats://host:port or tls://host:port"
+		return "not a URL; want tls://host:port"
 	case u.Scheme != "nats" && u.Scheme != "tls":
-		return "unknown scheme; want nats:// or tls://"
+		return "unknown scheme; want tls://, or nats:// in a lab"
 	case u.User != nil:
 		return "a URL must hold no user or password (it is logged); use the USER and PASSWORD_FILE variables"
 	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
-		return "a server's URL ends with its port; want nats://host:port or tls://host:port"
+		return "a server's URL ends with its port; want tls://host:port"
 	}
 	return ""
 }
@@ -122,18 +139,21 @@ func readable(path string) error {
 	return f.Close()
 }
 
-// options turns the configuration into options of nats.go.
-func (c Config) options() ([]nats.Option, error) {
+// options turns the configuration into options of nats.go. Whoever connects
+// with them gives the connection to the returned nkeyFile, if there is one.
+func (c Config) options() ([]nats.Option, *nkeyFile, error) {
 	var out []nats.Option
 	if c.CredsFile != "" {
 		out = append(out, nats.UserCredentials(c.CredsFile))
 	}
+	var key *nkeyFile
 	if c.NkeyFile != "" {
-		o, err := nats.NkeyOptionFromSeed(c.NkeyFile)
+		key = &nkeyFile{path: c.NkeyFile}
+		public, _, err := key.read(nil)
 		if err != nil {
-			return nil, fmt.Errorf("read nkey seed %s: %w", c.NkeyFile, err)
+			return nil, nil, err
 		}
-		out = append(out, o)
+		out = append(out, nats.Nkey(public, key.sign))
 	}
 	if c.User != "" {
 		out = append(out, nats.UserInfoHandler(c.userInfo))
@@ -147,7 +167,7 @@ func (c Config) options() ([]nats.Option, error) {
 	if c.TLSFirst {
 		out = append(out, nats.Secure(), nats.TLSHandshakeFirst())
 	}
-	return out, nil
+	return out, key, nil
 }
 
 // userInfo is called at each connect. A password file that can not be read

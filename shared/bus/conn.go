@@ -34,10 +34,9 @@ var ErrNotConnected = errors.New("not connected to NATS")
 
 // Conn is a connection to NATS that reconnects for ever.
 type Conn struct {
-	nc     *nats.Conn
-	js     jetstream.JetStream
-	log    *slog.Logger
-	config Config
+	nc  *nats.Conn
+	js  jetstream.JetStream
+	log *slog.Logger
 
 	asyncErrors atomic.Uint64
 	probing     atomic.Bool // the server is being asked whether it is there
@@ -101,14 +100,17 @@ func Connect(ctx context.Context, cfg Config, name string, log *slog.Logger, opt
 	for _, opt := range opts {
 		opt(&o)
 	}
-	c := &Conn{log: log, config: cfg, changed: make(chan struct{})}
-	natsOpts, err := cfg.options()
+	c := &Conn{log: log, changed: make(chan struct{})}
+	natsOpts, key, err := cfg.options()
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
 	natsOpts = append(natsOpts, c.options(name, o)...)
 	if c.nc, err = nats.Connect(strings.Join(cfg.URL, ","), natsOpts...); err != nil {
 		return nil, fmt.Errorf("connect to NATS: %w", err)
+	}
+	if key != nil {
+		key.conn.Store(c.nc)
 	}
 	if c.js, err = jetstream.New(c.nc, jetstream.WithDefaultTimeout(callTimeout),
 		jetstream.WithPublishAsyncTimeout(callTimeout)); err != nil {

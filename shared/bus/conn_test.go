@@ -19,7 +19,7 @@ import (
 func TestConfigFromEnvironment(t *testing.T) {
 	for name, value := range map[string]string{
 		"URL": "nats://a:4222,tls://b:4222", "CREDS_FILE": "/creds", "NKEY_FILE": "/nkey", "USER": "u", "PASSWORD_FILE": "/pw",
-		"CA_FILE": "/ca", "CERT_FILE": "/cert", "KEY_FILE": "/key", "TLS_FIRST": "true", "REPLICAS": "3",
+		"CA_FILE": "/ca", "CERT_FILE": "/cert", "KEY_FILE": "/key", "TLS_FIRST": "true", "ALLOW_INSECURE_PLAINTEXT_FOR_LAB": "true",
 	} {
 		t.Setenv("GATEWAY_NATS_"+name, value)
 	}
@@ -32,7 +32,7 @@ func TestConfigFromEnvironment(t *testing.T) {
 	}
 	c := cfg.NATS
 	if len(c.URL) != 2 || c.CredsFile != "/creds" || c.NkeyFile != "/nkey" || c.User != "u" || c.PasswordFile != "/pw" ||
-		c.CAFile != "/ca" || c.CertFile != "/cert" || c.KeyFile != "/key" || !c.TLSFirst || c.Replicas != 3 {
+		c.CAFile != "/ca" || c.CertFile != "/cert" || c.KeyFile != "/key" || !c.TLSFirst || !c.AllowInsecurePlaintextForLab {
 		t.Fatalf("%+v", c)
 	}
 }
@@ -43,7 +43,7 @@ func TestConfigValidate(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	good := Config{URL: []string{"nats://127.0.0.1:4222"}, Replicas: 1}
+	good := Config{URL: []string{"tls://127.0.0.1:4222"}, NkeyFile: file}
 	if err := good.Validate("P"); err != nil {
 		t.Fatal(err)
 	}
@@ -54,19 +54,30 @@ func TestConfigValidate(t *testing.T) {
 		"no url":        {func(c *Config) { c.URL = nil }, "P_URL="},
 		"scheme":        {func(c *Config) { c.URL = []string{"http://x:1"} }, `P_URL="http://x:1": unknown scheme`},
 		"no scheme":     {func(c *Config) { c.URL = []string{"localhost:4222"} }, "P_URL="},
-		"password":      {func(c *Config) { c.URL = []string{"nats://u:hunter2@x:1"} }, `P_URL="...@x:1"`},
-		"path":          {func(c *Config) { c.URL = []string{"nats://x:1/y"} }, "ends with its port"},
+		"password":      {func(c *Config) { c.URL = []string{"tls://u:hunter2@x:1"} }, `P_URL="...@x:1"`},
+		"path":          {func(c *Config) { c.URL = []string{"tls://x:1/y"} }, "ends with its port"},
 		"creds":         {func(c *Config) { c.CredsFile = "/no/such" }, `P_CREDS_FILE="/no/such"`},
 		"user alone":    {func(c *Config) { c.User = "u" }, "P_PASSWORD_FILE"},
 		"password file": {func(c *Config) { c.PasswordFile = file }, "P_PASSWORD_FILE"},
 		"cert alone":    {func(c *Config) { c.CertFile = file }, "P_KEY_FILE"},
 		"two":           {func(c *Config) { c.CredsFile, c.NkeyFile = file, file }, "only one of"},
-		"replicas":      {func(c *Config) { c.Replicas = 7 }, `P_REPLICAS="7"`},
+		"plain":         {func(c *Config) { c.URL = []string{"tls://x:1", "nats://y:1"} }, `P_URL="nats://y:1": this connection would not be encrypted; use tls:// and P_CA_FILE`},
+		"plain unless":  {func(c *Config) { c.URL = []string{"nats://y:1"} }, "set P_ALLOW_INSECURE_PLAINTEXT_FOR_LAB=true"},
+		"nobody":        {func(c *Config) { c.NkeyFile = "" }, "no credentials for NATS: set P_NKEY_FILE"},
 	} {
 		cfg := good
 		c.change(&cfg)
 		err := cfg.Validate("P")
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, c := range map[string]Config{
+		"a lab":                 {URL: []string{"nats://x:1"}, AllowInsecurePlaintextForLab: true},
+		"TLS asked for by a CA": {URL: []string{"nats://x:1"}, NkeyFile: file, CAFile: file},
+		"a certificate only":    {URL: []string{"tls://x:1"}, CertFile: file, KeyFile: file},
+	} {
+		if err := c.Validate("P"); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -115,7 +126,8 @@ func TestStateChanges(t *testing.T) {
 	}
 }
 
-// Credentials that are refused for a while do not end the connection for good.
+// Credentials that are refused for a while do not end the connection for good,
+// and a key that is replaced in its file is used without a restart.
 func TestRotatedCredentials(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -128,7 +140,7 @@ func TestRotatedCredentials(t *testing.T) {
 		return file, must(kp.PublicKey())
 	}
 	file, public := seed("mine")
-	_, other := seed("other")
+	replacement, other := seed("other")
 	allowed := public
 	srv := startServer(t, func(o *server.Options) { o.Nkeys = []*server.NkeyUser{{Nkey: allowed}} })
 	cfg := srv.config()
@@ -145,8 +157,11 @@ func TestRotatedCredentials(t *testing.T) {
 	if c.Connected() || c.nc.IsClosed() {
 		t.Fatal("connected, or closed for good")
 	}
+	if err := os.Rename(replacement, file); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the connection with the new key", c.Connected)
 	srv.kill()
-	allowed = public
 	srv.start()
 	eventually(t, "the connection", c.Connected)
 }
@@ -216,7 +231,7 @@ func TestLeastPermissions(t *testing.T) {
 		}}
 	}
 	srv := startServer(t, func(o *server.Options) {
-		o.Users = []*server.User{user("gw1", GatewayPermissions("gw1")...), user("ca", ClusterPermissions("c1")...)}
+		o.Users = []*server.User{user("gw1", GatewayPermissions("gw1")...), user("ca", ClusterPermissions("c1")...), user("setup", SetupPermissions()...)}
 	})
 	connect := func(name string) *Conn {
 		cfg := srv.config()
@@ -226,15 +241,24 @@ func TestLeastPermissions(t *testing.T) {
 		eventually(t, "the connection of "+name, c.Connected)
 		return c
 	}
-	ca, gw := connect("ca"), connect("gw1")
+	ca, gw, admin := connect("ca"), connect("gw1"), connect("setup")
+	for _, want := range []int{3, 0} {
+		if done := must(Setup(within(t), admin, 1)); len(done) != want {
+			t.Fatalf("setup did %q", done)
+		}
+	}
 	w := startWriter(t, ca, "c1")
 	sf := startStatusFollower(t, ca)
-	f := startFollower(t, gw)
+	f := NewFollower(gw, FollowerOptions{Reader: "gw1", Log: quiet()})
+	run(t, f.Run)
+	own := NewFollower(ca, FollowerOptions{Cluster: "c1", Log: quiet()})
+	run(t, own.Run)
 	sw := startStatusWriter(t, gw, "gw1")
 	s := aState("c1", 600)
 	syncNow(t, w, s)
 	s.Tenants, s.Nodes = s.Tenants[:599], nil
 	sees(t, f, "c1", syncNow(t, w, s).Generation)
+	sees(t, own, "c1", f.Views()["c1"].Ready.Generation)
 	if _, err := sw.Sync(within(t), report("gw1", 2, 1)); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +273,7 @@ func TestLeastPermissions(t *testing.T) {
 	a := startAudit(t, gw, "", 0)
 	emit(t, a, "tenant", "y")
 	allPublished(t, a)
-	if n := ca.Errors() + gw.Errors(); n != 0 {
+	if n := ca.Errors() + gw.Errors() + admin.Errors(); n != 0 {
 		t.Fatalf("%d permission violations", n)
 	}
 	if err := gw.nc.Publish("$KV.egress-state.c1.tenant.ns-0", nil); err != nil {

@@ -25,6 +25,12 @@ type FollowerOptions struct {
 	// process, as read from its own disk: Views returns them until newer ones
 	// are confirmed, and older ones are refused.
 	Initial map[string]View
+	// Cluster limits what is read to one cluster; empty: all.
+	Cluster string
+	// Reader is what this reader is named after on the server, so that its
+	// permissions can be limited to it; no two at once may have the same. Empty:
+	// random names.
+	Reader string
 	// Clock is time.Now if nil.
 	Clock func() time.Time
 	Log   *slog.Logger
@@ -98,7 +104,12 @@ func NewFollower(conn *Conn, opts FollowerOptions) *Follower {
 		f.views = map[string]View{}
 	}
 	f.begin(incarnation{})
-	f.watch = newWatcher(conn, StateBucket, ">", opts.Log, f)
+	filter := ">"
+	if opts.Cluster != "" {
+		filter = opts.Cluster + ".>"
+	}
+	f.watch = newWatcher(conn, StateBucket, filter, opts.Log, f)
+	f.watch.reader = opts.Reader
 	return f
 }
 

@@ -247,9 +247,6 @@ func TestThreeServers(t *testing.T) {
 func TestLaggingCopy(t *testing.T) {
 	t.Parallel()
 	conn := startServer(t).connect("gw1")
-	if err := conn.createBucket(within(t), StateBucket, "test"); err != nil {
-		t.Fatal(err)
-	}
 	if _, err := conn.put(within(t), StateBucket, []write{{key: "a"}, {key: "b"}}, false); err != nil {
 		t.Fatal(err)
 	}

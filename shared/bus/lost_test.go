@@ -63,8 +63,17 @@ func TestServerWiped(t *testing.T) {
 	if got := live(f.Views()["c1"]); len(got) != 20 {
 		t.Fatalf("an empty server removed tenants: %d left", len(got))
 	}
-	eventually(t, "the writer's connection", w.conn.Connected)
-	res := syncNow(t, w, aState("c1", 19)) // creates the bucket, and writes all
+	eventually(t, "the writer to know", func() bool {
+		_, err := w.Sync(within(t), aState("c1", 19))
+		return errors.Is(err, errBucketMissing)
+	})
+	srv.setup()
+	var res SyncResult
+	eventually(t, "the writer to see the new bucket", func() bool {
+		var err error
+		res, err = w.Sync(within(t), aState("c1", 19)) // writes all
+		return err == nil
+	})
 	if res.Written != 21 || res.Generation <= before.Generation {
 		t.Fatalf("%+v after %+v", res, before)
 	}

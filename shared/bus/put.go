@@ -10,43 +10,10 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"egress-gateway.io/shared/tenant"
 )
 
-const (
-	// bucketHistory above 1 keeps a live key from being missing in a reader's
-	// first read while it is being rewritten: 8 made that disappear.
-	bucketHistory = 8
-	// markerTTL is how long the marker of a purged key stays.
-	markerTTL = 24 * time.Hour
-	// putWindow is how many writes wait for their acknowledgement at once.
-	putWindow = 1000
-)
-
-// createBucket creates a bucket that is missing. It is no error if somebody
-// else does at the same time.
-func (c *Conn) createBucket(ctx context.Context, bucket, description string) error {
-	cfg := jetstream.KeyValueConfig{
-		Bucket:         bucket,
-		Description:    description,
-		History:        bucketHistory,
-		MaxValueSize:   tenant.MaxRecord,
-		Storage:        jetstream.FileStorage,
-		Replicas:       max(c.config.Replicas, 1),
-		LimitMarkerTTL: markerTTL,
-	}
-	create := func(ctx context.Context) (jetstream.KeyValue, error) { return c.js.CreateKeyValue(ctx, cfg) }
-	_, err := request(ctx, c, create)
-	if errors.Is(err, jetstream.ErrLimitMarkerTTLNotSupported) {
-		cfg.LimitMarkerTTL = 0 // a server before 2.11: markers stay
-		_, err = request(ctx, c, create)
-	}
-	if err != nil && !errors.Is(err, jetstream.ErrBucketExists) {
-		return fmt.Errorf("create bucket %s: %w", bucket, err)
-	}
-	return nil
-}
+// putWindow is how many writes wait for their acknowledgement at once.
+const putWindow = 1000
 
 // write is one change of a key.
 type write struct {

@@ -4,6 +4,7 @@ package bus
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"sync"
 	"time"
@@ -39,14 +40,14 @@ type reader struct {
 // and any message that does not follow its predecessor ends the session.
 func (w *watcher) open(ctx context.Context, created time.Time) (*reader, error) {
 	cons, err := w.conn.consumer(ctx, streamOf(w.bucket), jetstream.ConsumerConfig{
-		Description:       "egress-gateway reader",
+		Description:       "egress-gateway reader " + rand.Text(), // equal to no other, see consumer
 		DeliverPolicy:     jetstream.DeliverLastPerSubjectPolicy,
 		AckPolicy:         jetstream.AckNonePolicy,
 		FilterSubject:     subjectOf(w.bucket, w.filter),
 		InactiveThreshold: consumerIdle,
 		MemoryStorage:     true,
 		Replicas:          1,
-	})
+	}, w.consumerName())
 	if err != nil {
 		return nil, fmt.Errorf("read bucket %s: %w", w.bucket, err)
 	}
@@ -61,6 +62,23 @@ func (w *watcher) open(ctx context.Context, created time.Time) (*reader, error) 
 		return nil, fmt.Errorf("read bucket %s: %w", w.bucket, err)
 	}
 	return r, nil
+}
+
+// readerNames is how many names a named reader uses in turn: one may be taken by
+// a consumer on a server that does not answer.
+const readerNames = 4
+
+func readerName(reader string, n int) string { return fmt.Sprintf("%s_%d", reader, n%readerNames) }
+
+// consumerName returns what gives a consumer its name, or nil for random ones.
+func (w *watcher) consumerName() func() string {
+	if w.reader == "" {
+		return nil
+	}
+	return func() string {
+		w.sessions++
+		return readerName(w.reader, w.sessions)
+	}
 }
 
 // close ends the consumer here and, if it can be reached, on the server.

@@ -86,8 +86,23 @@ func (c *Conn) stream(ctx context.Context, name string) (jetstream.Stream, error
 
 // consumer creates a consumer. One that was given to a server which is gone
 // answers never, so another one is made; the server forgets the first.
-func (c *Conn) consumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+//
+// name is called for the name of each; nil means random ones. A consumer of that
+// name which an earlier session has left is replaced: it would go on where that
+// session ended. The server knows it by its description.
+func (c *Conn) consumer(ctx context.Context, stream string, cfg jetstream.ConsumerConfig, name func() string) (jetstream.Consumer, error) {
 	return request(ctx, c, repeated(repeatConsumer, func(ctx context.Context) (jetstream.Consumer, error) {
+		if name == nil {
+			return c.js.CreateConsumer(ctx, stream, cfg)
+		}
+		cfg.Name = name()
+		cons, err := c.js.CreateConsumer(ctx, stream, cfg)
+		if !errors.Is(err, jetstream.ErrConsumerExists) {
+			return cons, err
+		}
+		if err := c.js.DeleteConsumer(ctx, stream, cfg.Name); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
+			return nil, fmt.Errorf("remove consumer %s of an earlier session: %w", cfg.Name, err)
+		}
 		return c.js.CreateConsumer(ctx, stream, cfg)
 	}))
 }

@@ -42,7 +42,18 @@ func startServer(t testing.TB, opts ...func(*server.Options)) *natsServer {
 	}
 	n.start()
 	t.Cleanup(n.kill)
+	if n.opts == nil {
+		n.setup()
+	}
 	return n
+}
+
+// setup makes what the agents find on a server.
+func (n *natsServer) setup() []string {
+	n.t.Helper()
+	conn := must(Connect(n.t.Context(), n.config(), "setup", quiet(), WithReconnectWait(20*time.Millisecond)))
+	defer conn.Close()
+	return must(Setup(within(n.t), conn, 1))
 }
 
 func (n *natsServer) start() {
@@ -83,7 +94,7 @@ func (n *natsServer) wipe() {
 }
 
 func (n *natsServer) config() Config {
-	return Config{URL: []string{fmt.Sprintf("nats://127.0.0.1:%d", n.port)}, Replicas: 1}
+	return Config{URL: []string{fmt.Sprintf("nats://127.0.0.1:%d", n.port)}}
 }
 
 // connect returns a Conn that is closed with the test.

@@ -17,8 +17,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-const statusDescription = "egress-gateway: what the gateways have done"
-
 // StatusOptions of a StatusWriter or a StatusFollower.
 type StatusOptions struct {
 	// Clock is time.Now if nil.
@@ -124,8 +122,8 @@ func (w *StatusWriter) forget() {
 
 // Sync makes the bucket hold exactly these records under the gateway's prefix
 // (keys of tenant.StatusKey and tenant.SummaryKey) and returns once the server
-// has acknowledged all. It creates the bucket if there is none and it may. It
-// fails with ErrNotConnected at once if there is no connection. After an error
+// has acknowledged all. It fails at once if there is no
+// bucket, which Setup makes, or with ErrNotConnected if there is no connection. After an error
 // call it again when Changed says so.
 func (w *StatusWriter) Sync(ctx context.Context, want map[string][]byte) (SyncResult, error) {
 	for key := range want {
@@ -197,12 +195,6 @@ func (w *StatusWriter) read(ctx context.Context) (map[string][]byte, incarnation
 		return nil, incarnation{}, ErrNotConnected
 	}
 	stream, err := w.conn.stream(ctx, streamOf(StatusBucket))
-	if isMissing(err) {
-		if err := w.conn.createBucket(ctx, StatusBucket, statusDescription); err != nil {
-			return nil, incarnation{}, err
-		}
-		stream, err = w.conn.stream(ctx, streamOf(StatusBucket))
-	}
 	if err != nil {
 		return nil, incarnation{}, err
 	}

@@ -123,6 +123,7 @@ func TestStatusSurvivesTheServer(t *testing.T) {
 	srv.kill()
 	srv.wipe()
 	srv.start()
+	srv.setup()
 	eventually(t, "the writer to ask for a sync", func() bool { return received(w.Changed()) && w.conn.Connected() })
 	eventually(t, "the follower to read the new bucket", func() bool { return len(f.Problems()) == 0 })
 	if len(told(f)) != 2 {
@@ -143,6 +144,7 @@ func TestStatusSurvivesTheServer(t *testing.T) {
 	if err := js.DeleteKeyValue(within(t), StatusBucket); err != nil {
 		t.Fatal(err)
 	}
+	srv.setup()
 	eventually(t, "the writer to ask for a sync", func() bool { return received(w.Changed()) })
 	report1(t, w, report("gw1", 2, 3))
 	tells(t, f, map[string]int64{"gw1/ns-0": 3, "gw1/ns-1": 3})

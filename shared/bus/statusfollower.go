@@ -20,8 +20,7 @@ const statusGrace = 15 * time.Second
 
 // StatusFollower follows what all gateways report.
 //
-// It creates the bucket if there is none and it may: gateways need not be allowed
-// to. There is no Ready record here: each status stands for itself and names the
+// There is no Ready record here: each status stands for itself and names the
 // generation that it is about. A status goes when its key is removed; one that is
 // merely absent after a reconnect or from a new bucket goes 15 s later.
 type StatusFollower struct {
@@ -53,7 +52,6 @@ func NewStatusFollower(conn *Conn, opts StatusOptions) *StatusFollower {
 		heard: map[string]time.Time{},
 	}
 	f.watch = newWatcher(conn, StatusBucket, ">", opts.Log, f)
-	f.watch.create = func(ctx context.Context) error { return conn.createBucket(ctx, StatusBucket, statusDescription) }
 	return f
 }
 

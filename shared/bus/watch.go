@@ -31,7 +31,7 @@ const (
 
 // Why a session of a watcher ends.
 var (
-	errBucketMissing = errors.New("the bucket does not exist")
+	errBucketMissing = errors.New("it does not exist; `egressctl setup` makes it")
 	errRecreated     = errors.New("the bucket was recreated")
 	errWiped         = errors.New("the bucket lost its last writes")
 	errShrunk        = errors.New("keys vanished from the bucket without a trace")
@@ -93,11 +93,12 @@ type watcher struct {
 	filter  string // ">" or a prefix of keys with ">"
 	log     *slog.Logger
 	feed    feed
-	rebuild time.Duration               // a new session at least so often; 0 = not for age
-	create  func(context.Context) error // makes a bucket that is missing; nil = wait for it
+	rebuild time.Duration // a new session at least so often; 0 = not for age
+	reader  string        // its consumers on the server are named after it; empty: random names
 
-	told     bool // that create fails
+	told     bool // that the bucket is missing
 	lagging  int  // sessions in a row that ended with errLagging
+	sessions int  // that gave their consumer a name
 	kick     chan struct{}
 	expected atomic.Uint64 // a sequence that is known to exist and match the filter
 }
@@ -143,27 +144,15 @@ func (w *watcher) run(ctx context.Context) error {
 			retry = minRetry
 		case isMissing(err):
 			retry = missingRetry
-			if w.tryCreate(ctx) {
-				retry = 0
+			if !w.told {
+				w.log.Warn("waiting for a bucket", "bucket", w.bucket, "err", err)
 			}
+			w.told = true
 		default:
 			retry = min(2*retry, maxRetry)
 		}
 		w.pause(ctx, retry)
 	}
-}
-
-// tryCreate creates the bucket if this reader should and may.
-func (w *watcher) tryCreate(ctx context.Context) bool {
-	if w.create == nil {
-		return false
-	}
-	err := w.create(ctx)
-	if err != nil && !w.told {
-		w.log.Warn("the bucket can not be created by this agent; waiting for it", "bucket", w.bucket, "err", err)
-	}
-	w.told = err != nil
-	return err == nil
 }
 
 // waitConnected goes on ticking meanwhile.
@@ -217,6 +206,7 @@ func (w *watcher) session(ctx context.Context) (loaded bool, err error) {
 		return false, err
 	}
 	defer r.close()
+	w.told = false
 	w.feed.begin(incarnation{created: info.Created, ttl: info.Config.AllowMsgTTL})
 	r.seen, r.keys = info.State.LastSeq, info.State.NumSubjects
 	r.mustReach(info)

@@ -15,10 +15,9 @@ import (
 )
 
 const (
-	heartbeatEvery   = 5 * time.Second
-	compareEvery     = 5 * time.Minute // the bucket is read anew at least so often
-	tombstoneFor     = 24 * time.Hour
-	stateDescription = "egress-gateway: what the clusters want of the gateways"
+	heartbeatEvery = 5 * time.Second
+	compareEvery   = 5 * time.Minute // the bucket is read anew at least so often
+	tombstoneFor   = 24 * time.Hour
 )
 
 // State is what a cluster wants, whole.
@@ -140,9 +139,9 @@ func (w *Writer) Heartbeat(ctx context.Context) error {
 }
 
 // Sync makes the bucket hold exactly s, and returns once the server has
-// acknowledged all of it. Run must be running. It creates the bucket if there is none, waits for the
-// bucket to be read if it was not yet, and fails with ErrNotConnected at once
-// if there is no connection. After an error nothing is known of how much was
+// acknowledged all of it. Run must be running. It waits for the
+// bucket to be read if it was not yet, and fails at once if there is none, which
+// Setup makes, or with ErrNotConnected if there is no connection. After an error nothing is known of how much was
 // written: call it again when Changed says so, which it does within seconds.
 //
 // A record of s that is not valid, or of another cluster, is an error, and
@@ -218,7 +217,6 @@ func (w *Writer) encode(s State) (map[string][]byte, error) {
 // read returns a copy of what the bucket holds, and notes what is wanted from
 // now on, so that writes of others can be told from ours.
 func (w *Writer) read(ctx context.Context, want map[string][]byte) (mirror, error) {
-	created := false
 	for {
 		w.mu.Lock()
 		if w.mirror.loaded {
@@ -233,12 +231,8 @@ func (w *Writer) read(ctx context.Context, want map[string][]byte) (mirror, erro
 		if !w.conn.Connected() {
 			return mirror{}, ErrNotConnected
 		}
-		if absent && !created {
-			if err := w.conn.createBucket(ctx, StateBucket, stateDescription); err != nil {
-				return mirror{}, err
-			}
-			created = true
-			w.watch.refresh()
+		if absent {
+			return mirror{}, fmt.Errorf("bucket %s: %w", StateBucket, errBucketMissing)
 		}
 		select {
 		case <-ctx.Done():

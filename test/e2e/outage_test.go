@@ -4,10 +4,11 @@ package e2e
 
 import (
 	"context"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"egress-gateway.io/test/scenario"
@@ -91,11 +92,16 @@ func TestNATSOutages(t *testing.T) {
 
 	t.Log("the bucket deleted under the agents")
 	w.deleteBucket("KV_egress-state")
+	w.until("the cluster-agent to say what is missing, and the remedy", func() (bool, error) {
+		log, err := os.ReadFile(w.Process("cluster-agent").LogPath)
+		return strings.Contains(string(log), "bucket egress-state: it does not exist; `egressctl setup` makes it"), err
+	})
+	w.must(w.SetupNATS(w.ctx))
 	w.served("after-deletion")
 
-	t.Log("the bucket deleted and made again by another hand, empty")
+	t.Log("the bucket deleted and made again by setup, empty")
 	w.deleteBucket("KV_egress-state")
-	w.makeBucket("egress-state")
+	w.must(w.SetupNATS(w.ctx))
 	w.served("after-recreation")
 
 	w.allUnharmed(flows)
@@ -103,7 +109,7 @@ func TestNATSOutages(t *testing.T) {
 
 func (w *world) jetstream() (jetstream.JetStream, func()) {
 	w.t.Helper()
-	nc, err := nats.Connect(w.NATSURL(), nats.SetCustomDialer(w.NATSDialer()))
+	nc, err := w.NATSAdmin()
 	w.must(err)
 	js, err := jetstream.New(nc)
 	w.must(err)
@@ -115,16 +121,6 @@ func (w *world) deleteBucket(stream string) {
 	js, done := w.jetstream()
 	defer done()
 	w.must(js.DeleteStream(w.ctx, stream))
-}
-
-// makeBucket tolerates that the cluster-agent was quicker.
-func (w *world) makeBucket(name string) {
-	w.t.Helper()
-	js, done := w.jetstream()
-	defer done()
-	if _, err := js.CreateKeyValue(w.ctx, jetstream.KeyValueConfig{Bucket: name, History: 8}); err != nil {
-		w.t.Logf("make bucket %s: %v", name, err)
-	}
 }
 
 // Proof 5: the API server is away for a minute, with traffic and with NATS; a

@@ -23,11 +23,11 @@ func (l *Lab) GatewayStateDir() string { return l.path("gateway") }
 
 // GatewayEnv is the environment that StartGatewayAgent gives to the agent.
 func (l *Lab) GatewayEnv() map[string]string {
-	return map[string]string{
-		"GATEWAY_NAME": "gw1", "GATEWAY_GROUP": "default",
+	return withNATS("GATEWAY", l.NATSConfig(labGateway), map[string]string{
+		"GATEWAY_NAME": labGateway, "GATEWAY_GROUP": "default",
 		"GATEWAY_INTERNAL_INTERFACE": "enp1s0", "GATEWAY_EXTERNAL_INTERFACE": "enp7s0",
-		"GATEWAY_NATS_URL": l.NATSURL(), "GATEWAY_STATE_DIR": l.GatewayStateDir(),
-	}
+		"GATEWAY_STATE_DIR": l.GatewayStateDir(),
+	})
 }
 
 // StartGatewayAgent starts gateway-agent on the gateway VM. env adds to
@@ -66,12 +66,12 @@ func (l *Lab) ClusterEnv(name string) map[string]string {
 		l.ports[name] = port
 	}
 	l.mu.Unlock()
-	return map[string]string{
+	return withNATS("CLUSTER", l.NATSConfig(labCluster), map[string]string{
 		"CLUSTER_LISTEN": fmt.Sprintf("127.0.0.1:%d", port),
-		"CLUSTER_NAME":   "lab", "CLUSTER_POD_NETWORKS": l.podNetworks(),
-		"CLUSTER_NATS_URL": l.NATSURL(), "CLUSTER_KUBECONFIG": l.path("cluster-agent.kubeconfig"),
-		"CLUSTER_STATE_DIR": l.path("agents", name),
-	}
+		"CLUSTER_NAME":   labCluster, "CLUSTER_POD_NETWORKS": l.podNetworks(),
+		"CLUSTER_KUBECONFIG": l.path("cluster-agent.kubeconfig"),
+		"CLUSTER_STATE_DIR":  l.path("agents", name),
+	})
 }
 
 // StartClusterAgent starts a cluster-agent in the control namespace, under a

@@ -4,7 +4,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -76,43 +75,6 @@ func (l *Lab) startControllerManager() error {
 		"--service-account-private-key-file="+l.path("kube", "accounts.key"), "--profiling=false", "--v=1")
 	return err
 }
-
-// NATSURL is the address of NATS inside the lab.
-func (l *Lab) NATSURL() string { return fmt.Sprintf("nats://%s:%d", Control, natsPort) }
-
-// StartNATS starts nats-server with JetStream on the store that it had, and
-// waits until it takes connections.
-func (l *Lab) StartNATS(ctx context.Context) error {
-	p, err := l.Start(PartControl, "nats-server", nil, "nats-server",
-		"--addr", Control, "--port", strconv.Itoa(natsPort), "--name", "lab-"+l.opts.Name, "--jetstream", "--store_dir", l.path("nats"))
-	if err != nil {
-		return err
-	}
-	addr := net.JoinHostPort(Control, strconv.Itoa(natsPort))
-	return l.await(ctx, p, func() error {
-		c, err := l.dial(ctx, PartControl, "tcp", addr)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		greeting := make([]byte, len("INFO"))
-		if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
-			return err
-		}
-		_, err = io.ReadFull(c, greeting)
-		return err
-	})
-}
-
-// KillNATS ends nats-server with SIGKILL; its store stays.
-func (l *Lab) KillNATS() error { return l.kill("nats-server") }
-
-// WipeNATS ends nats-server if it runs, and removes its store: all buckets and
-// streams are lost. StartNATS brings up an empty server.
-func (l *Lab) WipeNATS() error { return errors.Join(l.KillNATS(), l.empty("nats")) }
-
-// NATSDialer dials from the control namespace; nats.SetCustomDialer takes it.
-func (l *Lab) NATSDialer() *Dialer { return &Dialer{lab: l, part: PartControl} }
 
 // RESTConfig reaches the API server, as an administrator and without a rate
 // limit, from wherever the caller is.

@@ -128,12 +128,12 @@ func newLab(opts Options) (*Lab, error) {
 
 func (l *Lab) up(ctx context.Context) error {
 	began := time.Now()
-	for _, dir := range []string{"run", "log", "kube", "etcd", "nats", "gateway", "agents"} {
+	for _, dir := range []string{"run", "log", "kube", "etcd", "nats", "installation", "gateway", "agents"} {
 		if err := l.empty(dir); err != nil {
 			return err
 		}
 	}
-	if err := l.makeSwitches(); err != nil {
+	if err := errors.Join(l.makeSwitches(), l.makeNATS()); err != nil {
 		return err
 	}
 	l.say("networks are up; starting etcd, nats-server and kube-apiserver")

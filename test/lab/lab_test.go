@@ -131,7 +131,7 @@ func TestControlPlane(t *testing.T) {
 	l := bring(t, "labctl", nil)
 	ctx := t.Context()
 	connect := func() *nats.Conn {
-		nc, err := nats.Connect(l.NATSURL(), nats.SetCustomDialer(l.NATSDialer()))
+		nc, err := l.NATSAdmin()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,13 +158,13 @@ func TestControlPlane(t *testing.T) {
 	if err := errors.Join(l.KillNATS(), l.StartNATS(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	if got := streams(connect()); len(got) != 1 {
+	if got := streams(connect()); len(got) != 4 {
 		t.Errorf("streams after a restart: %v", got)
 	}
 	if err := errors.Join(l.WipeNATS(), l.StartNATS(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	if got := streams(connect()); len(got) != 0 {
+	if got := streams(connect()); len(got) != 3 { // which setup has made
 		t.Errorf("streams after a wipe: %v", got)
 	}
 

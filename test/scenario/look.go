@@ -55,7 +55,7 @@ func (c *Cluster) Table(ctx context.Context, kind schema.GroupVersionResource) (
 // Audit reads all that is in the audit stream, oldest first. A message that is
 // no event is an error.
 func (w *World) Audit(ctx context.Context) ([]bus.AuditEvent, error) {
-	conn, err := bus.Connect(ctx, bus.Config{URL: []string{w.NATSURL()}, Replicas: 1}, "reader", slog.New(slog.DiscardHandler), bus.WithDialer(w.NATSDialer()))
+	conn, err := bus.Connect(ctx, w.NATSConfig("auditor"), "auditor", slog.New(slog.DiscardHandler), bus.WithDialer(w.NATSDialer()))
 	if err != nil {
 		return nil, err
 	}

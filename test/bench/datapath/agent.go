@@ -101,7 +101,7 @@ func (g gateway) startAgent(binary, dir, url string) (*agent, error) {
 	defer log.Close()
 	// `ip netns exec` replaces itself by the program.
 	cmd := exec.Command("ip", "netns", "exec", g.ns, binary)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GATEWAY_NAME=bench", "GATEWAY_STATE_DIR=" + dir, "GATEWAY_NATS_URL=" + url,
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GATEWAY_NAME=bench", "GATEWAY_STATE_DIR=" + dir, "GATEWAY_NATS_URL=" + url, "GATEWAY_NATS_ALLOW_INSECURE_PLAINTEXT_FOR_LAB=true",
 		"GATEWAY_INTERNAL_INTERFACE=" + internalNIC, "GATEWAY_EXTERNAL_INTERFACE=" + externalNIC}
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {

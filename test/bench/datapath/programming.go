@@ -134,9 +134,14 @@ type writer struct {
 
 func (g gateway) startWriter(ctx context.Context) (*writer, error) {
 	log := slog.New(slog.DiscardHandler)
-	conn, err := bus.Connect(ctx, bus.Config{URL: []string{natsURL}, Replicas: 1}, "bench", log, bus.WithDialer(g), bus.WithReconnectWait(100*time.Millisecond))
+	conn, err := bus.Connect(ctx, bus.Config{URL: []string{natsURL}}, "bench", log, bus.WithDialer(g), bus.WithReconnectWait(100*time.Millisecond))
 	if err != nil {
 		return nil, err
+	}
+	setup, stop := context.WithTimeout(ctx, time.Minute)
+	defer stop()
+	if _, err := bus.Setup(setup, conn, 1); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	w := &writer{conn: conn, Writer: bus.NewWriter(conn, cluster, bus.WriterOptions{Identity: "bench", Log: log}), done: make(chan error, 1)}
 	ctx, w.cancel = context.WithCancel(ctx)
