@@ -47,6 +47,10 @@ type Config struct {
 	LogLevel          string         `split_words:"true" default:"info" desc:"debug, info, warn or error"`
 	LogFormat         string         `split_words:"true" default:"json" desc:"json or text"`
 	NATS              bus.Config     `desc:"the NATS servers"`
+
+	NATSEmbedded       bool   `split_words:"true" desc:"true: a NATS server runs inside this agent, which connects to no other"`
+	NATSEmbeddedConfig string `split_words:"true" default:"/etc/nats/nats.conf" desc:"the embedded server's configuration, with its certificates and keys beside it, as egressctl init writes it"`
+	NATSEmbeddedListen string `split_words:"true" desc:"address of the embedded server, host:port; empty: what its configuration says"`
 }
 
 // loadConfig reads and validates the environment. The error joins everything
@@ -103,6 +107,12 @@ func (c Config) validate() []error {
 	}
 	if _, err := daemon.NewLogger(io.Discard, c.LogFormat, "info"); err != nil {
 		wrong("LOG_FORMAT", c.LogFormat, "want json or text")
+	}
+	if _, port, err := net.SplitHostPort(c.NATSEmbeddedListen); c.NATSEmbeddedListen != "" && (err != nil || !isPort(port)) {
+		wrong("NATS_EMBEDDED_LISTEN", c.NATSEmbeddedListen, "want host:port, e.g. 0.0.0.0:4222")
+	}
+	if !filepath.IsAbs(c.NATSEmbeddedConfig) {
+		wrong("NATS_EMBEDDED_CONFIG", c.NATSEmbeddedConfig, "want an absolute path")
 	}
 	if err := c.NATS.Validate(envPrefix + "_NATS"); err != nil {
 		errs = append(errs, err)

@@ -49,6 +49,7 @@ func TestConfigDefaults(t *testing.T) {
 		Name: "gw1", Group: "default", InternalInterface: "enp1s0", ExternalInterface: "enp7s0", MarkMask: 0xfff00000,
 		StateDir: "/var/lib/egress-gateway", SysctlRoot: "/proc/sys", Resync: 30 * time.Second, ProbeWait: 60 * time.Millisecond, Listen: "127.0.0.1:9809",
 		LogLevel: "info", LogFormat: "json", NATS: bus.Config{URL: []string{"tls://127.0.0.1:4222"}, CertFile: os.DevNull, KeyFile: os.DevNull},
+		NATSEmbeddedConfig: "/etc/nats/nats.conf",
 	}
 	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -83,6 +84,10 @@ func TestConfigEveryVariable(t *testing.T) {
 		"LISTEN":      {":9000", func(c Config) bool { return c.Listen == ":9000" }, map[string]string{"9000": "host:port", "a:b": "host:port"}, nil},
 		"LOG_LEVEL":   {"debug", func(c Config) bool { return c.LogLevel == "debug" }, map[string]string{"loud": "debug, info, warn or error"}, nil},
 		"LOG_FORMAT":  {"text", func(c Config) bool { return c.LogFormat == "text" }, map[string]string{"xml": "json or text"}, nil},
+
+		"NATS_EMBEDDED":        {"true", func(c Config) bool { return c.NATSEmbedded }, map[string]string{"maybe": "true or false"}, nil},
+		"NATS_EMBEDDED_CONFIG": {"/srv/nats.conf", func(c Config) bool { return c.NATSEmbeddedConfig == "/srv/nats.conf" }, map[string]string{"nats.conf": "absolute path"}, nil},
+		"NATS_EMBEDDED_LISTEN": {"10.0.0.1:4222", func(c Config) bool { return c.NATSEmbeddedListen == "10.0.0.1:4222" }, map[string]string{"10.0.0.1": "host:port"}, nil},
 
 		"NATS_URL":           {"nats://a:4222,tls://b:4222", func(c Config) bool { return len(c.NATS.URL) == 2 }, map[string]string{"http://a": "want tls://"}, nil},
 		"NATS_CREDS_FILE":    {file, func(c Config) bool { return c.NATS.CredsFile == file }, map[string]string{"/nowhere": "no such file"}, nil},

@@ -84,6 +84,7 @@ func (c Config) host() plan.Host {
 type agent struct {
 	config    Config
 	log       *slog.Logger
+	embedded  *embedded // nil unless a NATS server runs inside this agent
 	conn      *bus.Conn
 	follower  *bus.Follower
 	status    *bus.StatusWriter
@@ -114,7 +115,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		return nil, fmt.Errorf("announcements: %w", err)
 	}
 	version := daemon.Version()
-	if a.conn, err = bus.Connect(ctx, c.NATS, c.Name, log, bus.WithVersion("gateway-agent "+version)); err != nil {
+	if err = a.connect(ctx, "gateway-agent "+version); err != nil {
 		return nil, err
 	}
 	a.follower = bus.NewFollower(a.conn, bus.FollowerOptions{Reader: c.Name, Clock: time.Now, Log: log})
@@ -150,7 +151,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: a.announcer, Audit: auditAdapter{a.audit},
 		Views: func() map[string]reconcile.View { return viewsOf(a.follower) },
 		Trouble: func() []plan.Problem {
-			return slices.Concat(checks.problems(ctx), a.strays.Problems(), a.claims.Problems(), troubleOf(a.follower), a.ports.View().Problems)
+			return slices.Concat(checks.problems(ctx), a.embedded.problems(), a.strays.Problems(), a.claims.Problems(), troubleOf(a.follower), a.ports.View().Problems)
 		},
 		Spills: func() []plan.Spill { return a.ports.View().Spills },
 		Sweep:  a.sweep.Poke,
@@ -178,6 +179,19 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	return a, err
 }
 
+// connect connects to NATS: to the server inside this agent, or to others.
+func (a *agent) connect(ctx context.Context, version string) (err error) {
+	if !a.config.NATSEmbedded {
+		a.conn, err = bus.Connect(ctx, a.config.NATS, a.config.Name, a.log, bus.WithVersion(version))
+		return err
+	}
+	if a.embedded, err = newEmbedded(a.config, a.log, a.changed.Poke); err != nil {
+		return err
+	}
+	a.conn, err = a.embedded.connect(ctx, a.config.NATS, a.config.Name, bus.WithVersion(version))
+	return err
+}
+
 // live fails if the loop does not turn over. NATS does not matter here.
 func (a *agent) live() error {
 	s := a.loop.Snapshot()
@@ -198,6 +212,8 @@ func (a *agent) ready() error {
 		return errors.New("the first pass is not done")
 	case s.Pass.Err != nil:
 		return s.Pass.Err
+	case !s.Known && len(a.embedded.problems()) > 0:
+		return fmt.Errorf("no disk copy, and no state from NATS: %s", a.embedded.problems()[0].Message)
 	case !s.Known:
 		return errors.New("no disk copy, and no confirmed state from NATS yet")
 	}
@@ -219,7 +235,14 @@ func (a *agent) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch for address conflicts: %w", err)
 	}
-	// The audit outlives the others, so that their last events still leave.
+	// NATS outlives the audit, and that the others, so that their last events
+	// still leave, and are on disk.
+	last, endLast := context.WithCancel(context.WithoutCancel(ctx))
+	defer endLast()
+	lastGroup, _ := daemon.NewGroup(last)
+	if a.embedded != nil {
+		lastGroup.Go("embedded NATS", a.embedded.run)
+	}
 	rear, endRear := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRear()
 	rearGroup, _ := daemon.NewGroup(rear)
@@ -248,7 +271,9 @@ func (a *agent) run(ctx context.Context) error {
 	a.tell(reconcile.Event{Kind: reconcile.EventStop, Subject: "gateway/" + a.config.Name, Data: version})
 	a.audit.Flush(rear, flushTimeout)
 	endRear()
-	return errors.Join(err, rearGroup.Wait(), a.conn.Close(), a.audit.Close(), a.flows.Close())
+	err = errors.Join(err, rearGroup.Wait(), a.conn.Close())
+	endLast()
+	return errors.Join(err, lastGroup.Wait(), a.audit.Close(), a.flows.Close())
 }
 
 func (a *agent) tell(e reconcile.Event) {

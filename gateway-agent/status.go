@@ -70,10 +70,8 @@ type tenantLine struct {
 	// NodeIPSources are connections of the tenant that came with a node's
 	// address; they were translated as all others.
 	NodeIPSources uint64 `json:"nodeIPSources"`
-	// Refused are the packets that were refused, by reason.
-	Refused    map[string]uint64 `json:"refused,omitempty"`
-	Held       bool              `json:"held,omitempty"`
-	Generation int64             `json:"generation"`
+	Held          bool   `json:"held,omitempty"`
+	Generation    int64  `json:"generation"`
 }
 
 type routeLine struct {
@@ -152,6 +150,9 @@ func readReport(ctx context.Context, c Config) (report, error) {
 	if seen.counters, err = k.Counters(ctx); err != nil {
 		return report{}, fmt.Errorf("read the counters: %w", err)
 	}
+	if seen.nats, err = embeddedProblem(c); err != nil {
+		return report{}, err
+	}
 	if seen.usage, err = readUsage(ctx, c); err != nil {
 		return report{}, err
 	}
@@ -172,6 +173,7 @@ func readUsage(ctx context.Context, c Config) (reconcile.Usage, error) {
 type sight struct {
 	reconcile.Loaded
 	running   bool
+	nats      string // what is wrong with the embedded server
 	preflight []kernel.Check
 	host      plan.Host
 	state     plan.State
@@ -219,6 +221,9 @@ func (r *report) judge(s sight) {
 	case !s.Found:
 		add("there is no disk copy: nothing was received from NATS yet")
 	}
+	if s.nats != "" && s.running {
+		add("%s; what is known is served", s.nats)
+	}
 	for _, check := range s.preflight {
 		add("%s", check)
 	}
@@ -262,7 +267,6 @@ func newTenantLine(ref reconcile.Ref, mask uint32, s sight) tenantLine {
 	}
 	traffic := s.counters.Tenants[plan.TenantID(ref.Cluster, ref.Name)]
 	t.NodeIPSources = s.counters.NodeSources[plan.TenantID(ref.Cluster, ref.Name)]
-	t.Refused = s.counters.RefusedOf[plan.TenantID(ref.Cluster, ref.Name)]
 	t.Packets, t.Bytes = traffic.FromPods.Packets, traffic.FromPods.Bytes
 	use := s.usage.Marks[plan.Mark(mask, e.Number)]
 	t.Connections, t.PortsUsed, t.Ports = use.Connections, use.Used, flows.Ports

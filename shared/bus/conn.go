@@ -58,6 +58,9 @@ type StateChange struct {
 	Time      time.Time
 }
 
+// inProcessURL is what a server inside this process is called in messages.
+const inProcessURL = "nats://in-process"
+
 // Option changes how Connect works.
 type Option func(*connOptions)
 
@@ -65,6 +68,8 @@ type connOptions struct {
 	version string
 	dialer  Dialer
 	wait    time.Duration
+	local   InProcess
+	key     Key
 }
 
 // Dialer opens the transport connection to a server.
@@ -75,6 +80,24 @@ type Dialer interface {
 // WithDialer makes the connection through d; tests use it to cut, delay and
 // count connections.
 func WithDialer(d Dialer) Option { return func(o *connOptions) { o.dialer = d } }
+
+// InProcess is a server inside this process.
+type InProcess interface {
+	InProcessConn() (net.Conn, error)
+}
+
+// WithInProcess connects to s: the URLs and the files of the configuration that
+// are about TLS mean nothing then.
+func WithInProcess(s InProcess) Option { return func(o *connOptions) { o.local = s } }
+
+// Key is an nkey: the public one, and what signs with the other.
+type Key struct {
+	Public string
+	Sign   func([]byte) ([]byte, error)
+}
+
+// WithKey is for a user whose key stands in no file.
+func WithKey(k Key) Option { return func(o *connOptions) { o.key = k } }
 
 // WithVersion adds a program's name and version to what the server shows.
 func WithVersion(v string) Option { return func(o *connOptions) { o.version = v } }
@@ -99,6 +122,9 @@ func Connect(ctx context.Context, cfg Config, name string, log *slog.Logger, opt
 	o := connOptions{wait: reconnectWait}
 	for _, opt := range opts {
 		opt(&o)
+	}
+	if o.local != nil {
+		cfg.URL, cfg.CAFile, cfg.CertFile, cfg.KeyFile, cfg.TLSFirst = []string{inProcessURL}, "", "", "", false
 	}
 	c := &Conn{log: log, changed: make(chan struct{})}
 	natsOpts, key, err := cfg.options()
@@ -140,7 +166,11 @@ func (c *Conn) options(name string, o connOptions) []nats.Option {
 		nats.ConnectHandler(func(nc *nats.Conn) { c.up(nc) }),
 		nats.ReconnectHandler(func(nc *nats.Conn) { c.up(nc) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.down(err) }),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.asyncError("can not connect to NATS", err) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			if o.local == nil { // that it does not run is told by who runs it
+				c.asyncError("can not connect to NATS", err)
+			}
+		}),
 		nats.LameDuckModeHandler(func(nc *nats.Conn) {
 			c.log.Info("NATS server is shutting down, changing over", "server", nc.ConnectedUrlRedacted())
 		}),
@@ -149,6 +179,12 @@ func (c *Conn) options(name string, o connOptions) []nats.Option {
 			c.asyncError("NATS reports an error", err)
 		}),
 		nats.ClosedHandler(func(*nats.Conn) { c.closed() }),
+	}
+	if o.local != nil {
+		out = append(out, nats.InProcessServer(o.local))
+	}
+	if o.key.Public != "" {
+		out = append(out, nats.Nkey(o.key.Public, o.key.Sign))
 	}
 	if o.dialer != nil {
 		out = append(out, nats.SetCustomDialer(o.dialer))
@@ -238,6 +274,13 @@ func (c *Conn) watch() (StateChange, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state, c.changed
+}
+
+// Hurry makes a connection that waits for its next attempt try at once.
+func (c *Conn) Hurry() {
+	if !c.Connected() {
+		_ = c.nc.ForceReconnect() // fails only once it is closed
+	}
 }
 
 // waitConnected blocks until there is a connection, or ctx ends.

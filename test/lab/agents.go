@@ -23,11 +23,15 @@ func (l *Lab) GatewayStateDir() string { return l.path("gateway") }
 
 // GatewayEnv is the environment that StartGatewayAgent gives to the agent.
 func (l *Lab) GatewayEnv() map[string]string {
-	return withNATS("GATEWAY", l.NATSConfig(labGateway), map[string]string{
+	env := map[string]string{
 		"GATEWAY_NAME": labGateway, "GATEWAY_GROUP": "default",
 		"GATEWAY_INTERNAL_INTERFACE": "enp1s0", "GATEWAY_EXTERNAL_INTERFACE": "enp7s0",
 		"GATEWAY_STATE_DIR": l.GatewayStateDir(),
-	})
+	}
+	if l.opts.NATS == NATSEmbedded {
+		env["GATEWAY_NATS_EMBEDDED"], env["GATEWAY_NATS_EMBEDDED_CONFIG"] = "true", l.NATSConf(0)
+	}
+	return withNATS("GATEWAY", l.NATSConfig(labGateway), env)
 }
 
 // StartGatewayAgent starts gateway-agent on the gateway VM. env adds to

@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 
+	"egress-gateway.io/shared/natsconf"
 	"egress-gateway.io/test/lab/namespace"
 )
 
@@ -58,6 +59,9 @@ type Options struct {
 	// servers then have an address of each family.
 	DualStack bool
 
+	// NATS says where the NATS servers are; default: one by itself.
+	NATS NATS
+
 	// Detach lets the lab outlive the calling program: its processes do not die
 	// with it, and the outside server and the stand-in run as processes of the
 	// lab command. Close then lets go of it; DownByName removes it.
@@ -73,6 +77,8 @@ type Lab struct {
 	kube      kubernetes.Interface
 	dynamic   dynamic.Interface
 	inside    *insiders
+
+	natsInstallation natsconf.Installation
 
 	mu        sync.Mutex
 	handles   map[Part]*netlink.Handle
@@ -195,7 +201,7 @@ func (l *Lab) makeSwitches() error {
 	}{
 		{PartInternal, []string{cidr(LANHost, internalBits)}, cidr(LANHost6, bits6)},
 		{PartExternal, []string{cidr(Server, externalBits)}, cidr(Server6, bits6)},
-		{PartControl, []string{cidr(Control, controlBits)}, ""},
+		{PartControl, l.controlAddrs(), ""},
 	}
 	for _, s := range switches {
 		if err := l.makePart(s.part); err != nil {

@@ -32,6 +32,50 @@ const (
 // usersOfNATS marks the place in nats.conf where the lab's administrator comes.
 const usersOfNATS = "users: [\n"
 
+// NATS says where a lab has its NATS servers.
+type NATS string
+
+// NATSAlone is one nats-server in the control namespace, NATSThree a cluster of
+// three there, and with NATSEmbedded the gateway-agent runs it.
+const (
+	NATSAlone    NATS = ""
+	NATSThree    NATS = "three"
+	NATSEmbedded NATS = "embedded"
+)
+
+// hosts returns the servers' addresses.
+func (n NATS) hosts() []string {
+	switch n {
+	case NATSThree:
+		return []string{"172.30.0.31", "172.30.0.32", "172.30.0.33"}
+	case NATSEmbedded:
+		return []string{GatewayControl}
+	}
+	return []string{Control}
+}
+
+// servers returns the names of the nats-server processes.
+func (n NATS) servers() []string {
+	switch n {
+	case NATSThree:
+		return []string{"nats-server-1", "nats-server-2", "nats-server-3"}
+	case NATSEmbedded:
+		return nil
+	}
+	return []string{"nats-server"}
+}
+
+// controlAddrs are those of the control namespace, with their prefix length.
+func (l *Lab) controlAddrs() []string {
+	out := []string{cidr(Control, controlBits)}
+	if l.opts.NATS == NATSThree {
+		for _, h := range l.opts.NATS.hosts() {
+			out = append(out, cidr(h, controlBits))
+		}
+	}
+	return out
+}
+
 // makeNATS makes the installation that `egressctl init` would make for the lab:
 // TLS, and least permissions for each agent. Beside, an administrator, which no
 // real one has, for tests that do damage.
@@ -40,15 +84,18 @@ func (l *Lab) makeNATS() error {
 	if !errors.Is(err, natsconf.ErrNoInstallation) {
 		return fmt.Errorf("make NATS installation: %w", err)
 	}
+	var servers []natsconf.Server
+	for i, host := range l.opts.NATS.hosts() {
+		servers = append(servers, natsconf.Server{Name: fmt.Sprintf("nats-server-%d", i+1), Hosts: []string{host}, Listen: host})
+	}
 	_, err = d.Init(natsconf.Spec{
-		Clusters: []string{labCluster}, Gateways: []string{labGateway},
-		Servers: []natsconf.Server{{Name: "lab-" + l.opts.Name, Hosts: []string{Control}, Listen: Control}},
-		Base: natsconf.Installation{Port: natsPort, StoreDir: l.path("nats"), ConfigDir: l.path("installation", "nats"),
-			CredentialsDir: l.path("installation")},
+		Clusters: []string{labCluster}, Gateways: []string{labGateway}, Servers: servers,
+		Base: natsconf.Installation{Port: natsPort, StoreDir: natsStoreMark, ConfigDir: natsConfigMark, CredentialsDir: l.path("installation")},
 	})
 	if err != nil {
 		return fmt.Errorf("make NATS installation: %w", err)
 	}
+	l.natsInstallation = d.Installation()
 	pair, err := nkeys.CreateUser()
 	if err != nil {
 		return fmt.Errorf("make NATS administrator: %w", err)
@@ -61,18 +108,39 @@ func (l *Lab) makeNATS() error {
 	if err != nil {
 		return fmt.Errorf("make NATS administrator: %w", err)
 	}
-	conf, err := os.ReadFile(l.path("installation", "nats", "nats.conf"))
-	if err != nil {
-		return err
+	errs := []error{os.WriteFile(l.path("installation", "admin.nk"), seed, 0o600)}
+	for _, s := range servers {
+		errs = append(errs, l.placeServer(s.Name, public))
 	}
-	withAdmin := strings.Replace(string(conf), usersOfNATS, usersOfNATS+"      {nkey: "+public+"}\n", 1)
-	return errors.Join(os.WriteFile(l.path("installation", "admin.nk"), seed, 0o600), os.WriteFile(l.natsConf(), []byte(withAdmin), 0o600))
+	return errors.Join(errs...)
 }
 
-func (l *Lab) natsConf() string { return l.path("installation", "lab.conf") }
+// natsStoreMark and natsConfigMark stand for directories that each server has
+// for itself, where on VMs of their own all have the same.
+const (
+	natsStoreMark  = "/nats-store"
+	natsConfigMark = "/nats-config"
+)
 
-// NATSURL is the address of NATS inside the lab.
-func (l *Lab) NATSURL() string { return fmt.Sprintf("tls://%s:%d", Control, natsPort) }
+// placeServer makes a server's configuration one for this machine, and lets the
+// administrator in.
+func (l *Lab) placeServer(name, admin string) error {
+	dir := l.path("installation", l.natsInstallation.ServerDir(name))
+	file := filepath.Join(dir, "nats.conf")
+	conf, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("place NATS server: %w", err)
+	}
+	text := strings.NewReplacer(natsConfigMark, dir, natsStoreMark, l.path("nats", name),
+		usersOfNATS, usersOfNATS+"      {nkey: "+admin+"}\n").Replace(string(conf))
+	return os.WriteFile(file, []byte(text), 0o600)
+}
+
+// NATSConf is the path of a server's configuration, the first one's being 0.
+func (l *Lab) NATSConf(server int) string {
+	name := l.natsInstallation.Servers[server].Name
+	return l.path("installation", l.natsInstallation.ServerDir(name), "nats.conf")
+}
 
 // NATSConfig is what a user connects with: the cluster-agent "lab", the gateway
 // "gw1", "auditor" or "setup".
@@ -83,7 +151,7 @@ func (l *Lab) NATSConfig(user string) bus.Config {
 	}
 	dir := l.path("installation", folder)
 	return bus.Config{
-		URL: []string{l.NATSURL()}, NkeyFile: filepath.Join(dir, "client.nk"), CAFile: filepath.Join(dir, "ca.crt"),
+		URL: l.natsInstallation.URLs(), NkeyFile: filepath.Join(dir, "client.nk"), CAFile: filepath.Join(dir, "ca.crt"),
 		CertFile: filepath.Join(dir, "client.crt"), KeyFile: filepath.Join(dir, "client.key"),
 	}
 }
@@ -104,23 +172,50 @@ func (l *Lab) NATSAdmin() (*nats.Conn, error) {
 		return nil, fmt.Errorf("connect to NATS as administrator: %w", err)
 	}
 	c := l.NATSConfig("setup")
-	nc, err := nats.Connect(l.NATSURL(), key, nats.RootCAs(c.CAFile), nats.ClientCert(c.CertFile, c.KeyFile), nats.SetCustomDialer(l.NATSDialer()))
+	nc, err := nats.Connect(strings.Join(c.URL, ","), key, nats.RootCAs(c.CAFile), nats.ClientCert(c.CertFile, c.KeyFile), nats.SetCustomDialer(l.NATSDialer()))
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS as administrator: %w", err)
 	}
 	return nc, nil
 }
 
-// StartNATS starts nats-server with JetStream on the store that it had, waits
-// until it takes connections, and has what is missing made as `egressctl setup`
-// does.
+// StartNATS starts the servers that do not run, on the stores that they had,
+// waits until they take connections, and has what is missing made as `egressctl
+// setup` does. An embedded server is the gateway-agent's affair.
 func (l *Lab) StartNATS(ctx context.Context) error {
-	p, err := l.Start(PartControl, "nats-server", nil, "nats-server", "--config", l.natsConf())
-	if err != nil {
-		return err
+	if l.opts.NATS == NATSEmbedded {
+		return nil
 	}
-	addr := net.JoinHostPort(Control, strconv.Itoa(natsPort))
-	err = l.await(ctx, p, func() error {
+	for i := range l.opts.NATS.servers() {
+		if err := l.StartNATSServer(i); err != nil {
+			return err
+		}
+	}
+	for i, name := range l.opts.NATS.servers() {
+		if err := l.awaitNATS(ctx, l.Process(name), l.opts.NATS.hosts()[i]); err != nil {
+			return err
+		}
+	}
+	return l.SetupNATS(ctx)
+}
+
+// StartNATSServer starts one of several servers unless it runs, and does not
+// wait for it.
+func (l *Lab) StartNATSServer(i int) error {
+	name := l.opts.NATS.servers()[i]
+	if p := l.Process(name); p != nil && p.Running() {
+		return nil
+	}
+	_, err := l.Start(PartControl, name, nil, "nats-server", "--config", l.NATSConf(i))
+	return err
+}
+
+// NATSServer is the process of one of several servers.
+func (l *Lab) NATSServer(i int) *Process { return l.Process(l.opts.NATS.servers()[i]) }
+
+func (l *Lab) awaitNATS(ctx context.Context, p *Process, host string) error {
+	addr := net.JoinHostPort(host, strconv.Itoa(natsPort))
+	return l.await(ctx, p, func() error {
 		c, err := l.dial(ctx, PartControl, "tcp", addr)
 		if err != nil {
 			return err
@@ -133,10 +228,6 @@ func (l *Lab) StartNATS(ctx context.Context) error {
 		_, err = io.ReadFull(c, greeting)
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	return l.SetupNATS(ctx)
 }
 
 // SetupNATS makes the buckets and the stream that are missing.
@@ -147,15 +238,21 @@ func (l *Lab) SetupNATS(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = bus.Setup(ctx, conn, 1)
+	_, err = bus.Setup(ctx, conn, l.natsInstallation.Replicas())
 	return errors.Join(err, conn.Close())
 }
 
-// KillNATS ends nats-server with SIGKILL; its store stays.
-func (l *Lab) KillNATS() error { return l.kill("nats-server") }
+// KillNATS ends the servers with SIGKILL; their stores stay.
+func (l *Lab) KillNATS() error {
+	var errs []error
+	for _, name := range l.opts.NATS.servers() {
+		errs = append(errs, l.kill(name))
+	}
+	return errors.Join(errs...)
+}
 
-// WipeNATS ends nats-server if it runs, and removes its store: all buckets and
-// streams are lost. StartNATS brings up an empty server.
+// WipeNATS ends the servers that run, and removes their stores: all buckets and
+// streams are lost. StartNATS brings up empty servers.
 func (l *Lab) WipeNATS() error { return errors.Join(l.KillNATS(), l.empty("nats")) }
 
 // NATSDialer dials from the control namespace; nats.SetCustomDialer takes it.

@@ -5,7 +5,9 @@ package lab
 import (
 	"context"
 	"fmt"
+	"time"
 
+	"egress-gateway.io/shared/natsconf"
 	"egress-gateway.io/test/lab/namespace"
 )
 
@@ -21,7 +23,13 @@ func find(name string) (*Lab, error) {
 	if len(found) == 0 {
 		return nil, fmt.Errorf("lab %s is not up", name)
 	}
-	return &Lab{opts: Options{Name: name, Dir: found[0].Dir}}, nil
+	l := &Lab{opts: Options{Name: name, Dir: found[0].Dir}}
+	d, err := natsconf.Open(l.path("installation"), time.Now)
+	if err != nil {
+		return nil, fmt.Errorf("lab %s: %w", name, err)
+	}
+	l.natsInstallation = d.Installation()
+	return l, nil
 }
 
 // Get fetches a page from a part of a running lab.

@@ -33,6 +33,8 @@ type WorldOptions struct {
 	NodeDefaultViaGateway bool
 	// DualStack gives the lab its IPv6 plane.
 	DualStack bool
+	// NATS says where the NATS servers are.
+	NATS lab.NATS
 	// Detach lets the lab outlive the program.
 	Detach bool
 }
@@ -44,6 +46,7 @@ func NewWorld(ctx context.Context, o WorldOptions) (*World, error) {
 		Manifests:             []string{o.Root + "/deploy/crds"},
 		NodeDefaultViaGateway: o.NodeDefaultViaGateway,
 		DualStack:             o.DualStack,
+		NATS:                  o.NATS,
 		Detach:                o.Detach,
 	})
 	if err != nil {

@@ -31,6 +31,7 @@ var ours = map[string][]string{
 	"shared/daemon":                    nil,
 	"shared/settings":                  nil,
 	"shared/bus":                       {"shared/tenant"},
+	"shared/natsserver":                nil,
 	"shared/natsconf":                  {"shared/bus", "shared/tenant"},
 	"gateway-agent":                    {"gateway-agent/internal/...", "shared/..."},
 	"gateway-agent/internal/plan":      {"shared/tenant"},
@@ -56,6 +57,7 @@ var soleImporters = map[string][]string{
 	"github.com/google/nftables":           {"gateway-agent/internal/kernel"},
 	"github.com/ti-mo/conntrack":           {"gateway-agent/internal/flows"},
 	"github.com/nats-io/nats.go":           {"shared/bus"},
+	"github.com/nats-io/nats-server":       {"shared/natsserver"},
 	"k8s.io/client-go":                     {"cluster-agent/internal/kube"},
 	"github.com/kelseyhightower/envconfig": {"shared/settings"},
 }
