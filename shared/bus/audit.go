@@ -163,7 +163,7 @@ func (a *Audit) Run(ctx context.Context) error {
 	retry := minRetry
 	ensured := false
 	for {
-		if err := a.conn.waitConnected(ctx); err != nil {
+		if err := a.conn.WaitConnected(ctx); err != nil {
 			return err
 		}
 		_, changed := a.conn.watch()

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -24,6 +25,9 @@ type AuditFilter struct {
 }
 
 func (f AuditFilter) subject() string {
+	if f.Cluster == "" && f.Role == "" && f.Name == "" && f.Kind == "" {
+		return auditPrefix + ".>" // whatever is no event included
+	}
 	token := func(s string) string {
 		if s == "" {
 			return "*"
@@ -33,8 +37,29 @@ func (f AuditFilter) subject() string {
 	return auditPrefix + "." + token(f.Cluster) + "." + token(string(f.Role)) + "." + token(f.Name) + "." + token(f.Kind)
 }
 
-// ErrNoAudit says that nothing was ever told to this NATS server.
-var ErrNoAudit = errors.New("there is no stream " + AuditStream)
+// ErrNoAudit says that this NATS server has no audit.
+var ErrNoAudit = errors.New("there is no stream " + AuditStream + "; `egressctl setup` makes it")
+
+// Genuine says why an event can not be what its subject says: the server lets
+// each agent publish to its own subjects only, but nobody checks the content.
+func (e AuditEvent) Genuine() error {
+	if e.Err != nil {
+		return e.Err
+	}
+	rest, ok := strings.CutPrefix(e.NatsSubject, auditPrefix+".")
+	tokens := strings.Split(rest, ".")
+	if !ok || len(tokens) != 4 {
+		return fmt.Errorf("subject %s: want %s.<cluster>.<ca|gw>.<name>.<kind>", e.NatsSubject, auditPrefix)
+	}
+	role, name, kind := Role(tokens[1]), tokens[2], tokens[3]
+	if source := auditSource(role, name); e.Source != source {
+		return fmt.Errorf("subject %s, but source %s", e.NatsSubject, e.Source)
+	}
+	if e.Kind != kind {
+		return fmt.Errorf("subject %s, but kind %s", e.NatsSubject, e.Kind)
+	}
+	return nil
+}
 
 // ReadAudit calls fn for each event that matches, oldest first, and returns at
 // the end of the stream, or with fn's first error. With Follow it returns ctx's

@@ -283,8 +283,8 @@ func (c *Conn) Hurry() {
 	}
 }
 
-// waitConnected blocks until there is a connection, or ctx ends.
-func (c *Conn) waitConnected(ctx context.Context) error {
+// WaitConnected blocks until there is a connection, or ctx ends.
+func (c *Conn) WaitConnected(ctx context.Context) error {
 	for {
 		state, changed := c.watch()
 		if state.Connected {

@@ -38,7 +38,7 @@ const (
 //
 // It takes the rights of SetupPermissions, which no agent has.
 func Setup(ctx context.Context, conn *Conn, replicas int) ([]string, error) {
-	if err := conn.waitConnected(ctx); err != nil {
+	if err := conn.WaitConnected(ctx); err != nil {
 		return nil, fmt.Errorf("set up NATS: %w", err)
 	}
 	var done []string

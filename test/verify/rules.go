@@ -30,6 +30,7 @@ var ours = map[string][]string{
 	"shared/tenant":                    nil,
 	"shared/daemon":                    nil,
 	"shared/settings":                  nil,
+	"egressctl":                        {"shared/..."},
 	"shared/bus":                       {"shared/tenant"},
 	"shared/natsserver":                nil,
 	"shared/natsconf":                  {"shared/bus", "shared/tenant"},

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+var shellBlock = regexp.MustCompile("(?s)```sh\n(.*?)```")
+
+// The commands of docs/nats.md are run in the order in which they stand, by
+// bash, in a machine of their own as far as they can see: mounts, processes and
+// network are private, so that paths and ports are those of the page.
+func TestCommandsOfTheDocumentation(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: it makes namespaces")
+	}
+	page, err := os.ReadFile("../docs/nats.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "bin", "egressctl"), ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	binaries, err := filepath.Abs("../build/bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := fmt.Sprintf(`set -eu
+cd %s
+mkdir etc lib work
+mount --bind lib /var/lib
+cp /etc/passwd /etc/nsswitch.conf etc/ 2>/dev/null || true
+echo "127.0.0.1 localhost nats.example" > etc/hosts
+mount --bind etc /etc
+ip link set lo up
+cd work
+PATH=%s:%s:$PATH
+set -x
+`, dir, filepath.Join(dir, "bin"), binaries)
+	commands := 0
+	for _, block := range shellBlock.FindAllSubmatch(page, -1) {
+		for line := range strings.Lines(string(block[1])) {
+			commands++
+			script += line
+			if strings.HasPrefix(line, "nats-server --config") {
+				// A person takes longer than NATS.
+				script += "for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/4222) 2>/dev/null && break; sleep 0.1; done\n"
+			}
+		}
+	}
+	if commands < 20 {
+		t.Fatalf("the page has %d commands; are its blocks still marked sh?", commands)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, want := range []string{
+		"wrote nats/nats.conf", "stream EGRESS_AUDIT created", "0 events of 0 processes", "wrote gateways/gw3/gateway.env",
+		"wrote gateways/gw1/client.nk", "ca/ca.crt", "is up to date; nothing was changed",
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %q in:\n%s", want, out)
+		}
+	}
+}
