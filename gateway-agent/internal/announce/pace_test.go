@@ -144,7 +144,7 @@ func TestSwitchKeepsTheMAC(t *testing.T) {
 		}
 		return flooded.Sources()[pod] - before
 	}
-	a := start(t, gw, Options{Refresh: 300 * time.Millisecond})
+	a := start(t, gw, Options{Interval: 300 * time.Millisecond, Refresh: 300 * time.Millisecond})
 	a.Announce(target("192.168.99.13"))
 	a.Keep([]Target{target("192.168.99.13")})
 	eventually(t, "the switch knows the MAC", func() bool {

@@ -251,7 +251,7 @@ func TestSpillOver(t *testing.T) {
 		l.gw.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")
 		l.ext.Echo("203.0.113.10:53")
 		busy := netip.MustParseAddrPort("203.0.113.10:53")
-		long := l.dialTo(t, "10.128.0.10", busy.String())
+		long := l.dialTo(t, "udp", "10.128.0.10", busy.String())
 		if got, err := nettest.Ask(long); got != blue {
 			t.Fatal(got, err)
 		}
@@ -308,9 +308,9 @@ func TestSpillOver(t *testing.T) {
 	})
 }
 
-func (l *lab) dialTo(t *testing.T, pod, to string) net.Conn {
+func (l *lab) dialTo(t *testing.T, network, pod, to string) net.Conn {
 	t.Helper()
-	c, err := l.node1.Dial("udp", pod, to)
+	c, err := l.node1.Dial(network, pod, to)
 	if err != nil {
 		t.Fatal(err)
 	}
