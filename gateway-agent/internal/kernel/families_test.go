@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,17 +75,21 @@ func (l *lab) plane(backend string, f tenant.Family) plane {
 	return p
 }
 
-// serve is lab.serve, and waits until nodes can ask for the gateway IPs.
+// serve is lab.serve, and waits until the gateway hears who asks for the
+// addresses: the kernel joins their groups a moment after they are there.
 func (p plane) serve(t *testing.T, in plan.Input) {
 	t.Helper()
 	p.l.serve(in)
-	if p.family == tenant.IPv4 {
-		return
-	}
-	for link, group := range map[string]string{"eg001": "ff02::1:ff00:13", "eg002": "ff02::1:ff00:14"} {
-		wait(t, link+" to hear neighbour solicitations", func() bool {
-			return strings.Contains(p.l.gw.Run("ip -6 maddress show dev "+link), group)
-		})
+	for _, tn := range in.Tenants {
+		for dev, list := range map[string][]netip.Addr{plan.LinkName(tn.Number): tn.GatewayIPs, "enp7s0": tn.EgressIPs} {
+			for _, a := range tenant.IPv6.Addrs(list) {
+				b := a.As16()
+				group := netip.AddrFrom16([16]byte{0: 0xff, 1: 2, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]})
+				wait(t, dev+" to hear neighbour solicitations", func() bool {
+					return strings.Contains(p.l.gw.Run("ip -6 maddress show dev "+dev), group.String())
+				})
+			}
+		}
 	}
 }
 
@@ -95,10 +100,42 @@ func (p plane) record(n *nettest.Net, nic string) *nettest.Recording {
 	return n.Record(nic)
 }
 
+// stale points node1's neighbour entry for a gateway IP to the MAC of enp1s0.
+func (p plane) stale(gateway string) { p.l.stale(p.l.node1, gateway) }
+
+// ip is the command for the family.
+func (p plane) ip() string {
+	if p.family == tenant.IPv6 {
+		return "ip -6"
+	}
+	return "ip"
+}
+
+// echo answers at every address that n has in the family.
+func (p plane) echo(n *nettest.Net) {
+	any := netip.IPv4Unspecified()
+	if p.family == tenant.IPv6 {
+		any = netip.IPv6Unspecified()
+	}
+	n.Echo(at(any.String(), 7))
+}
+
+// expect checks that pod is seen as want by the server.
+func (p plane) expect(t *testing.T, pod, want string) {
+	t.Helper()
+	expectAt(t, p.l.node1, pod, at(p.server, 7), want)
+}
+
 // dial connects a pod of node1 to the server.
 func (p plane) dial(t *testing.T, network, pod string) net.Conn {
 	t.Helper()
 	return p.l.dialTo(t, network, pod, at(p.server, 7))
+}
+
+// withOther returns list with these addresses in place of its family's.
+func (p plane) withOther(list []netip.Addr, replaced ...string) []netip.Addr {
+	out := slices.DeleteFunc(slices.Clone(list), func(a netip.Addr) bool { return tenant.FamilyOf(a) == p.family })
+	return append(out, addrs(replaced...)...)
 }
 
 // sources are those of the family's packets that left the gateway, without those

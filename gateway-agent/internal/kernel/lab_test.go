@@ -94,6 +94,9 @@ func (l *lab) pod(n *nettest.Net, ip, gateway string) {
 	n.Run(fmt.Sprintf(`%[1]s address add %[2]s/%[3]d dev lo%[4]s
 		%[1]s rule add from %[2]s lookup %[5]d
 		%[1]s route add default via %[6]s table %[5]d`, command, ip, a.BitLen(), flags, table, gateway))
+	if a.Is6() { // the kernel takes packets for it a moment later
+		wait(l.t, "the pod's address", func() bool { return strings.Contains(n.Run("ip -6 route show table local "+ip), ip) })
+	}
 }
 
 func addrs(list ...string) []netip.Addr {

@@ -172,6 +172,7 @@ func (g *guardBuilder) inside() {
 	// Neighbour discovery's own packets have the link they leave through as
 	// their input interface as well.
 	g.drop(GuardInside, "tenant link to another NIC", `oifname != "`+LinkPrefix+`*" oifname != `+g.in)
+	g.drop(GuardInside, "tenant link hairpin untracked", "oifname "+g.in+" ct state untracked")
 	g.drop(GuardInside, "tenant link hairpin untranslated", "oifname "+g.in+" ct status & snat == 0")
 	g.podSource(GuardInside)
 }
