@@ -49,9 +49,10 @@ type Audit struct {
 	bootID string
 	source string
 
-	n       atomic.Uint64
+	n       uint64 // events numbered; guarded by the spool
 	lost    atomic.Uint64
 	lastErr string // of Run only: to log each trouble once
+	careful bool   // of Run only: the last batch failed
 }
 
 // NewAudit opens the spool. Events left there by an earlier life are published
@@ -89,21 +90,32 @@ func (a *Audit) Emit(e Event) error { return a.EmitAll([]Event{e}) }
 // EmitAll is Emit for several events with one write to disk. Either all are
 // spooled or none.
 func (a *Audit) EmitAll(events []Event) error {
-	texts := make([][]byte, len(events))
+	data := make([][]byte, len(events))
 	for i, e := range events {
 		var err error
-		if texts[i], err = a.encode(e); err != nil {
+		if data[i], err = e.encodeData(); err != nil {
 			return err
 		}
 	}
-	if len(texts) == 0 {
+	if len(events) == 0 {
 		return nil
 	}
-	return a.spool.append(texts)
+	// Numbers follow the order on the spool, whoever emits at the same time.
+	return a.spool.append(func() ([][]byte, error) {
+		texts := make([][]byte, len(events))
+		for i, e := range events {
+			var err error
+			if texts[i], err = a.encode(e, data[i], a.n+uint64(i)+1); err != nil {
+				return nil, err
+			}
+		}
+		a.n += uint64(len(events))
+		return texts, nil
+	})
 }
 
-// encode turns an event into what the spool holds.
-func (a *Audit) encode(e Event) ([]byte, error) {
+// encodeData checks an event and encodes its own part.
+func (e Event) encodeData() ([]byte, error) {
 	if err := e.check(); err != nil {
 		return nil, err
 	}
@@ -114,7 +126,12 @@ func (a *Audit) encode(e Event) ([]byte, error) {
 	if len(data) > maxEvent {
 		return nil, fmt.Errorf("audit event %s: %d bytes of data; at most %d are allowed", e.Kind, len(data), maxEvent)
 	}
-	n := strconv.FormatUint(a.n.Add(1), 10)
+	return data, nil
+}
+
+// encode turns an event into what the spool holds.
+func (a *Audit) encode(e Event, data []byte, number uint64) ([]byte, error) {
+	n := strconv.FormatUint(number, 10)
 	id := a.source + "/" + a.bootID + "/" + n
 	if e.ID != "" {
 		id = a.source + "/" + e.ID
@@ -223,9 +240,16 @@ func (a *Audit) step(ctx context.Context, ensured *bool) error {
 	}
 }
 
-// publishBatch publishes the oldest events and removes those acknowledged.
+// publishBatch publishes the oldest events and removes those acknowledged. After
+// a failure it begins with a single one: when a stream gets its new leader in the
+// midst of a batch, the first of it are lost and the rest is not, and what is
+// published again then stands behind what came after it.
 func (a *Audit) publishBatch(ctx context.Context) (more bool, err error) {
-	batch, err := a.spool.take(publishWindow)
+	window := publishWindow
+	if a.careful {
+		window = 1
+	}
+	batch, err := a.spool.take(window)
 	if err != nil || len(batch.texts) == 0 {
 		return false, err
 	}
@@ -245,6 +269,7 @@ func (a *Audit) publishBatch(ctx context.Context) (more bool, err error) {
 		msgs, index = append(msgs, m), append(index, i)
 	}
 	acks, err := a.conn.publish(ctx, msgs)
+	a.careful = err != nil
 	settled := len(batch.texts)
 	for j := range msgs {
 		if j >= len(acks) || acks[j] == nil {

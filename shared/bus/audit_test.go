@@ -108,6 +108,33 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// Whoever emits at the same time: the numbers rise in the order of the stream,
+// and none is missing, though some events were refused.
+func TestAuditNumbersFollowTheOrder(t *testing.T) {
+	t.Parallel()
+	srv := startServer(t)
+	conn := srv.connect("gw1")
+	a := startAudit(t, conn, t.TempDir(), 0)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 100 {
+				emit(t, a, "tenant", fmt.Sprint(i))
+				if err := a.EmitAll([]Event{{Kind: "tenant"}, {Kind: "no.kind"}}); err == nil {
+					t.Error("a bad event was accepted")
+				}
+			}
+		})
+	}
+	wg.Wait()
+	allPublished(t, a)
+	for i, e := range stored(t, conn, AuditFilter{}) {
+		if e.Sequence != fmt.Sprint(i+1) {
+			t.Fatalf("event %d has number %s", i+1, e.Sequence)
+		}
+	}
+}
+
 func TestAuditRefusesBadEvents(t *testing.T) {
 	t.Parallel()
 	srv := startServer(t)

@@ -127,7 +127,7 @@ func FuzzSpoolFile(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer s.close()
-		if err := s.append([][]byte{[]byte(`"last"`)}); err != nil {
+		if err := s.append(func() ([][]byte, error) { return [][]byte{[]byte(`"last"`)}, nil }); err != nil {
 			t.Fatal(err)
 		}
 		var texts [][]byte

@@ -206,29 +206,22 @@ func (c *crowd) judgeAudit() {
 	c.t.Logf("%d events, each once, in order", c.events)
 }
 
-// Each leader is killed in turn, one is frozen, and then one server after the
-// other is upgraded, while tenants come and go.
+// A leader is killed, one is frozen, and then one server after the other is
+// upgraded, while tenants come and go. The other leaders: see test/e2e.
 func TestThreeServers(t *testing.T) {
 	t.Parallel()
 	n := startCluster(t)
 	c := startCrowd(t, n)
 	js := n.raw()
-	for _, stream := range []string{streamOf(StateBucket), AuditStream} {
-		s := n.leader(js, stream)
-		n.signal(s, syscall.SIGKILL)
-		c.settle("the leader of " + stream + " was killed")
-		n.start(s)
-		n.settled(3)
-	}
-	s := n.metaLeader()
+	s := n.leader(js, streamOf(StateBucket))
 	n.signal(s, syscall.SIGKILL)
-	c.settle("the leader of the cluster was killed")
+	c.settle("the leader of " + streamOf(StateBucket) + " was killed")
 	n.start(s)
 	n.settled(3)
 
-	s = n.leader(js, streamOf(StateBucket))
+	s = n.leader(js, AuditStream)
 	n.signal(s, syscall.SIGSTOP)
-	c.settle("the leader of " + streamOf(StateBucket) + " was frozen")
+	c.settle("the leader of " + AuditStream + " was frozen")
 	n.signal(s, syscall.SIGCONT)
 	n.settled(3)
 
@@ -275,6 +268,50 @@ func TestLaggingCopy(t *testing.T) {
 	}
 	if target, loaded, err := follow(lagging, info); target != 0 || !loaded {
 		t.Fatalf("target %d, loaded %t: %v", target, loaded, err)
+	}
+}
+
+// A reader of the audit whose consumer goes, and whose copy lacks events, goes on
+// with another one, and tells each event once.
+func TestReadAuditGoesOn(t *testing.T) {
+	t.Parallel()
+	srv := startServer(t)
+	conn := srv.connect("gw1")
+	a := startAudit(t, conn, "", 0)
+	const n = 2000 // more than one pull
+	for range n / 100 {
+		if err := a.EmitAll(slices.Repeat([]Event{{Kind: "tenant"}}, 100)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allPublished(t, a)
+	stream := must(srv.raw().Stream(within(t), AuditStream))
+	got := map[uint64]int{}
+	r := &auditReader{conn: conn, want: n + 1, fn: func(e AuditEvent) error {
+		if got[e.NatsSequence]++; len(got) == n/2 {
+			for name := range stream.ConsumerNames(within(t)).Name() {
+				if err := stream.DeleteConsumer(within(t), name); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}}
+	var err error
+	attempts := 0
+	for err = r.read(within(t)); err != nil; err = r.read(within(t)) {
+		attempts++
+		if r.vain++; r.vain > maxVain {
+			t.Fatal(err)
+		}
+	}
+	if len(got) != n || attempts < maxVain {
+		t.Fatalf("%d of %d events, %d attempts in vain: %v", len(got), n, attempts, err)
+	}
+	for seq, times := range got {
+		if times != 1 {
+			t.Fatalf("event %d was told %d times", seq, times)
+		}
 	}
 }
 

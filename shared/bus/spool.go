@@ -137,9 +137,15 @@ func (s *spool) setDropped(n uint64) {
 	_ = os.WriteFile(path, []byte(strconv.FormatUint(n, 10)), 0o600)
 }
 
-// append adds texts and returns when they are on disk.
-func (s *spool) append(texts [][]byte) error {
+// append adds the texts that write returns, and returns when they are on disk. No
+// two calls of write overlap, and their texts stand in the order of the calls.
+func (s *spool) append(write func() ([][]byte, error)) error {
 	s.mu.Lock()
+	texts, err := write()
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
 	if s.group == nil {
 		s.group = &commit{done: make(chan struct{})}
 	}

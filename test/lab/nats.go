@@ -90,7 +90,7 @@ func (l *Lab) makeNATS() error {
 	}
 	_, err = d.Init(natsconf.Spec{
 		Clusters: []string{labCluster}, Gateways: []string{labGateway}, Servers: servers,
-		Base: natsconf.Installation{Port: natsPort, StoreDir: natsStoreMark, ConfigDir: natsConfigMark, CredentialsDir: l.path("installation")},
+		Base: natsconf.Installation{Port: natsPort, MonitorPort: natsMonitorPort, StoreDir: natsStoreMark, ConfigDir: natsConfigMark, CredentialsDir: l.path("installation")},
 	})
 	if err != nil {
 		return fmt.Errorf("make NATS installation: %w", err)
@@ -109,8 +109,8 @@ func (l *Lab) makeNATS() error {
 		return fmt.Errorf("make NATS administrator: %w", err)
 	}
 	errs := []error{os.WriteFile(l.path("installation", "admin.nk"), seed, 0o600)}
-	for _, s := range servers {
-		errs = append(errs, l.placeServer(s.Name, public))
+	for i := range servers {
+		errs = append(errs, l.placeServer(i, public))
 	}
 	return errors.Join(errs...)
 }
@@ -118,13 +118,15 @@ func (l *Lab) makeNATS() error {
 // natsStoreMark and natsConfigMark stand for directories that each server has
 // for itself, where on VMs of their own all have the same.
 const (
-	natsStoreMark  = "/nats-store"
-	natsConfigMark = "/nats-config"
+	natsStoreMark   = "/nats-store"
+	natsConfigMark  = "/nats-config"
+	natsMonitorPort = 8222
 )
 
 // placeServer makes a server's configuration one for this machine, and lets the
 // administrator in.
-func (l *Lab) placeServer(name, admin string) error {
+func (l *Lab) placeServer(i int, admin string) error {
+	name, host := l.natsInstallation.Servers[i].Name, l.opts.NATS.hosts()[i]
 	dir := l.path("installation", l.natsInstallation.ServerDir(name))
 	file := filepath.Join(dir, "nats.conf")
 	conf, err := os.ReadFile(file)
@@ -132,6 +134,7 @@ func (l *Lab) placeServer(name, admin string) error {
 		return fmt.Errorf("place NATS server: %w", err)
 	}
 	text := strings.NewReplacer(natsConfigMark, dir, natsStoreMark, l.path("nats", name),
+		net.JoinHostPort("127.0.0.1", strconv.Itoa(natsMonitorPort)), net.JoinHostPort(host, strconv.Itoa(natsMonitorPort)),
 		usersOfNATS, usersOfNATS+"      {nkey: "+admin+"}\n").Replace(string(conf))
 	return os.WriteFile(file, []byte(text), 0o600)
 }
@@ -208,6 +211,12 @@ func (l *Lab) StartNATSServer(i int) error {
 	}
 	_, err := l.Start(PartControl, name, nil, "nats-server", "--config", l.NATSConf(i))
 	return err
+}
+
+// NATSMonitor is the URL of a page of a server's monitoring, of use inside the
+// control namespace.
+func (l *Lab) NATSMonitor(i int, page string) string {
+	return fmt.Sprintf("http://%s:%d/%s", l.opts.NATS.hosts()[i], natsMonitorPort, page)
 }
 
 // NATSServer is the process of one of several servers.

@@ -12,15 +12,12 @@ func Refusal(chain, rule string) string {
 	}
 	switch chain {
 	case chainRej:
-		return RefusedUntranslated.String() // a known pod's
+		return "untranslated" // a known pod's, which would leave with its own address
 	case chainOut:
-		switch {
-		case strings.Contains(rule, "--ctstate INVALID"):
-			return RefusedInvalid.String()
-		case strings.HasPrefix(rule, "-d "):
-			return "pod_destination"
+		if strings.Contains(rule, "--ctstate INVALID") {
+			return "invalid"
 		}
-		return RefusedUnknown.String()
+		return "unknown_source"
 	case chainNodes:
 		return "from_outside"
 	case chainExt:
