@@ -56,6 +56,10 @@ test: setup build lab-bin verify ## everything: verify, unit, kernel, Kubernetes
 verify: ## gofmt, vet, staticcheck, govulncheck, import rules, generated files, go mod tidy
 	@test/verify/verify.sh
 
+.PHONY: sbom
+sbom: build lab-bin ## what each program is made of (CycloneDX), and the licences of it all, in build/sbom
+	@go run ./test/sbom
+
 .PHONY: generate
 generate: ## regenerate the CRDs and the deep copies
 	@test/verify/generate.sh
