@@ -188,6 +188,7 @@ func TestStatusText(t *testing.T) {
 		{Pod: netip.MustParseAddr("10.128.0.10"), Number: 1, Packets: 5}, {Pod: netip.MustParseAddr("10.128.0.11"), Packets: 2},
 	}
 	broken.counters.NodeSources = map[string]uint64{"c1/ns-blue": 3}
+	broken.counters.RefusedOf = map[string]map[string]uint64{"c1/ns-blue": {"invalid": 4, "exit_guard": 1}}
 	delete(broken.state.Addrs, plan.Addr{Dev: "enp7s0", IP: netip.MustParseAddr("192.168.55.113")})
 	l := broken.state.Links["eg001"]
 	l.Ready = false

@@ -62,6 +62,7 @@ func fullScrape() scraped {
 			return kernel.Counters{
 				Tenants:     map[string]kernel.Traffic{"c1/ns-blue": {FromPods: kernel.Counter{Packets: 5, Bytes: 500}}},
 				Guards:      map[string]kernel.Counter{"pod source IPv4": {Packets: 6}},
+				RefusedOf:   map[string]map[string]uint64{"c1/ns-blue": {"invalid": 4}},
 				NodeSources: map[string]uint64{"c1/ns-blue": 8},
 				Strays:      []plan.Stray{{Pod: netip.MustParseAddr("10.128.0.10"), Packets: 9}},
 				Refused:     map[string]kernel.Counter{"untranslated": {Packets: 7}},

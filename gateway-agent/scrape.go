@@ -150,6 +150,11 @@ func (s scraped) collectTraffic(to sink) {
 	for id, n := range counters.NodeSources {
 		to.counter("egress_gateway_tenant_node_ip_sources_total", "Connections of the tenant that came with a node's address, and were translated.", n, "tenant", id)
 	}
+	for id, reasons := range counters.RefusedOf {
+		for why, n := range reasons {
+			to.counter("egress_gateway_tenant_refused_packets_total", "Packets of the tenant's pods that were refused, by the guards too: what came by its link, and what carried its mark.", n, "tenant", id, "reason", why)
+		}
+	}
 	for _, l := range reconcile.StrayLines(s.snapshot().Memory, counters.Strays) {
 		to.gauge("egress_gateway_stray_packets", "Packets that a node has sent past the tenant's link, while it does: its neighbour entry is wrong. tenant is empty where it can not be told.",
 			float64(l.Packets), "node", l.Cluster+"/"+l.Node, "tenant", strings.Trim(l.Tenant.String(), "/"), "family", l.Family.String())

@@ -70,8 +70,10 @@ type tenantLine struct {
 	// NodeIPSources are connections of the tenant that came with a node's
 	// address; they were translated as all others.
 	NodeIPSources uint64 `json:"nodeIPSources"`
-	Held          bool   `json:"held,omitempty"`
-	Generation    int64  `json:"generation"`
+	// Refused are the packets that were refused, by reason.
+	Refused    map[string]uint64 `json:"refused,omitempty"`
+	Held       bool              `json:"held,omitempty"`
+	Generation int64             `json:"generation"`
 }
 
 type routeLine struct {
@@ -267,6 +269,7 @@ func newTenantLine(ref reconcile.Ref, mask uint32, s sight) tenantLine {
 	}
 	traffic := s.counters.Tenants[plan.TenantID(ref.Cluster, ref.Name)]
 	t.NodeIPSources = s.counters.NodeSources[plan.TenantID(ref.Cluster, ref.Name)]
+	t.Refused = s.counters.RefusedOf[plan.TenantID(ref.Cluster, ref.Name)]
 	t.Packets, t.Bytes = traffic.FromPods.Packets, traffic.FromPods.Bytes
 	use := s.usage.Marks[plan.Mark(mask, e.Number)]
 	t.Connections, t.PortsUsed, t.Ports = use.Connections, use.Used, flows.Ports

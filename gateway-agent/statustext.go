@@ -33,14 +33,18 @@ func (r report) print(w io.Writer) error {
 		c := r.Clusters[i]
 		return fmt.Sprintf("%s\t%d\t%d\t%d", c.Name, c.Generation, c.Tenants, c.Nodes)
 	})
-	table(&b, "Tenants", "TENANT\tGATEWAY IPS\tEGRESS IPS\tPACKETS\tBYTES\tCONNECTIONS\tPORTS\tNODE-IP SOURCES\tNOTE", len(r.Tenants), func(i int) string {
+	table(&b, "Tenants", "TENANT\tGATEWAY IPS\tEGRESS IPS\tPACKETS\tBYTES\tCONNECTIONS\tPORTS\tREFUSED\tNODE-IP SOURCES\tNOTE", len(r.Tenants), func(i int) string {
 		t := r.Tenants[i]
 		note := "-"
 		if t.Held {
 			note = "HELD"
 		}
-		return fmt.Sprintf("%s/%s\t%s\t%s\t%d\t%d\t%d\t%d%%\t%d\t%s", t.Cluster, t.Name, joinAddrs(t.GatewayIPs), joinAddrs(t.EgressIPs), t.Packets, t.Bytes,
-			t.Connections, t.PortsUsed*100/t.Ports, t.NodeIPSources, note)
+		refused := uint64(0)
+		for _, n := range t.Refused {
+			refused += n
+		}
+		return fmt.Sprintf("%s/%s\t%s\t%s\t%d\t%d\t%d\t%d%%\t%d\t%d\t%s", t.Cluster, t.Name, joinAddrs(t.GatewayIPs), joinAddrs(t.EgressIPs), t.Packets, t.Bytes,
+			t.Connections, t.PortsUsed*100/t.Ports, refused, t.NodeIPSources, note)
 	})
 	table(&b, "MACVLAN links", "LINK\tSTATE\tMAC\tMARK\tTENANT", len(r.Tenants), func(i int) string {
 		t := r.Tenants[i]

@@ -88,7 +88,7 @@ func TestRouterAdvertisements(t *testing.T) {
 	wait(t, "the external NIC to go on to take advertisements", gw("address show dev enp7s0", "2001:db8:78:"))
 }
 
-func wait(t *testing.T, what string, ok func() bool) {
+func wait(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(5 * time.Second); !ok(); {
 		if time.Now().After(end) {

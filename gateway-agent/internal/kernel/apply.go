@@ -81,6 +81,8 @@ type applier struct {
 	ctx      context.Context
 	failures []Failure
 	failed   map[string]bool // by tenant
+	// counts are what the kernel has counted, by tenant number, once it was read.
+	counts map[int][]counted
 }
 
 func (a *applier) fail(s plan.Step, err error) {
@@ -196,6 +198,7 @@ func (a *applier) other(step plan.Step) error {
 		if a.k.unprotected {
 			return errUnprotected
 		}
+		a.forgetCounts(s.Link)
 		return a.k.makeLink(s.Link)
 	case plan.DelLink:
 		return a.k.delLink(s.Name)

@@ -36,6 +36,10 @@ type Counters struct {
 	Tenants map[string]Traffic // by plan.TenantID
 	Guards  map[string]Counter // dropped packets, by what the guard's rule is for
 	Refused map[string]Counter // packets that were refused ahead of the guards, by plan.Refusal
+	// RefusedOf are the refused packets of each tenant, those that guards dropped
+	// included, by plan.TenantID and plan.Reason: all that came by its link, and
+	// those that carried its mark.
+	RefusedOf map[string]map[string]uint64
 	// NodeSources are connections that came through a tenant's link with the
 	// address of a node, as pods' do for a while after a restart of OVN's
 	// controller. They leave translated as any other.
@@ -43,8 +47,8 @@ type Counters struct {
 	Strays      []plan.Stray
 }
 
-// Counters reads the counts of all tenants, with one request and six programs
-// (five without IPv6), however many tenants there are.
+// Counters reads the counts of all tenants, with five requests and three programs
+// (two without IPv6), however many tenants there are.
 func (k *Kernel) Counters(ctx context.Context) (Counters, error) {
 	out := Counters{Tenants: make(map[string]Traffic), Refused: make(map[string]Counter)}
 	links, err := dumpLinks(true)
@@ -66,6 +70,9 @@ func (k *Kernel) Counters(ctx context.Context) (Counters, error) {
 		}
 	}
 	if out.NodeSources, err = k.nodeSources(numbers); err != nil {
+		return out, err
+	}
+	if out.RefusedOf, err = k.refusedByTenant(numbers); err != nil {
 		return out, err
 	}
 	if out.Strays, err = k.Strays(ctx); err != nil {

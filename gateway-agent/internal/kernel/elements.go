@@ -150,56 +150,6 @@ func elementKey(e string) ([]byte, error) {
 	return append(binary.NativeEndian.AppendUint32(key, uint32(m)), a.AsSlice()...), nil
 }
 
-// counted is an element that the kernel added, with its count.
-type counted struct {
-	ip      netip.Addr // of a stray
-	mark    uint32
-	packets uint64
-}
-
-// countedIn lists the elements of sets that the kernel fills; none of a set that
-// is not there.
-func countedIn(sets ...string) ([]counted, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
-	}
-	var out []counted
-	for _, name := range sets {
-		list, err := c.GetSetElements(guardSet(name))
-		if isMissing(err) {
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list set %s: %w", name, err)
-		}
-		for _, e := range list {
-			if n, ok := parseCounted(e); ok {
-				out = append(out, n)
-			}
-		}
-	}
-	return out, nil
-}
-
-// parseCounted reads "mark", or "address . mark".
-func parseCounted(e nftables.SetElement) (counted, bool) {
-	at := len(e.Key) - 4
-	if at < 0 {
-		return counted{}, false
-	}
-	n := counted{mark: binary.NativeEndian.Uint32(e.Key[at:])}
-	if e.Counter != nil {
-		n.packets = e.Counter.Packets
-	}
-	if at == 0 {
-		return n, true
-	}
-	var ok bool
-	n.ip, ok = netip.AddrFromSlice(e.Key[:at])
-	return n, ok
-}
-
 // isMissing tells the error about what does not exist. The library wraps some
 // of the kernel's errors as text only.
 func isMissing(err error) bool {

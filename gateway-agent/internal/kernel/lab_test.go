@@ -85,11 +85,18 @@ func (l *lab) open(iptables string) {
 
 // pod gives node n a pod whose traffic goes to gateway.
 func (l *lab) pod(n *nettest.Net, ip, gateway string) {
-	last := netip.MustParseAddr(ip).As4()
-	table := 100 + int(last[2])*256 + int(last[3])
-	n.Run(fmt.Sprintf(`ip address add %s/32 dev lo
-		ip rule add from %s lookup %d
-		ip route add default via %s table %d`, ip, ip, table, gateway, table))
+	a := netip.MustParseAddr(ip)
+	b := a.AsSlice()
+	table, command, flags := 100+int(b[len(b)-2])*256+int(b[len(b)-1]), "ip", ""
+	if a.Is6() {
+		table, command, flags = 200000+table, "ip -6", " nodad"
+	}
+	n.Run(fmt.Sprintf(`%[1]s address add %[2]s/%[3]d dev lo%[4]s
+		%[1]s rule add from %[2]s lookup %[5]d
+		%[1]s route add default via %[6]s table %[5]d`, command, ip, a.BitLen(), flags, table, gateway))
+	if a.Is6() { // the kernel takes packets for it a moment later
+		wait(l.t, "the pod's address", func() bool { return strings.Contains(n.Run("ip -6 route show table local "+ip), ip) })
+	}
 }
 
 func addrs(list ...string) []netip.Addr {

@@ -14,18 +14,35 @@ import (
 
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
-// onWire is what an IPv4 packet says, as a machine beside the gateway hears it.
+// onWire is what a packet says, as a machine beside the gateway hears it.
 type onWire struct {
 	src, dst     netip.Addr
 	protocol     byte
 	sport, dport uint16
+	offset       uint16 // of a fragment, in bytes
+	more         bool   // fragments are to follow
 }
 
 func read(p []byte) onWire {
-	w := onWire{src: netip.AddrFrom4([4]byte(p[12:16])), dst: netip.AddrFrom4([4]byte(p[16:20])), protocol: p[9]}
-	if l4 := p[int(p[0]&0xf)*4:]; len(l4) >= 4 && (w.protocol == unix.IPPROTO_TCP || w.protocol == unix.IPPROTO_UDP) {
+	var w onWire
+	var l4 []byte
+	if p[0]>>4 == 4 {
+		field := binary.BigEndian.Uint16(p[6:])
+		w = onWire{src: netip.AddrFrom4([4]byte(p[12:16])), dst: netip.AddrFrom4([4]byte(p[16:20])), protocol: p[9],
+			offset: field & 0x1fff * 8, more: field&0x2000 != 0}
+		l4 = p[int(p[0]&0xf)*4:]
+	} else {
+		w = onWire{src: netip.AddrFrom16([16]byte(p[8:24])), dst: netip.AddrFrom16([16]byte(p[24:40])), protocol: p[6]}
+		l4 = p[40:]
+		if w.protocol == unix.IPPROTO_FRAGMENT && len(l4) >= 8 {
+			field := binary.BigEndian.Uint16(l4[2:])
+			w.protocol, w.offset, w.more, l4 = l4[0], field&^7, field&1 != 0, l4[8:]
+		}
+	}
+	if len(l4) >= 4 && w.offset == 0 && (w.protocol == unix.IPPROTO_TCP || w.protocol == unix.IPPROTO_UDP) {
 		w.sport, w.dport = binary.BigEndian.Uint16(l4), binary.BigEndian.Uint16(l4[2:])
 	}
 	return w
@@ -36,8 +53,9 @@ func read(p []byte) onWire {
 type guardCase struct {
 	name string
 	// cause is what goes wrong, on the gateway: something that the guard is there
-	// for, such as that somebody deleted another guard.
-	cause string
+	// for, such as that somebody deleted another guard. The next pass mends it, but
+	// for what undo does.
+	cause, undo string
 	// rules and chains are the guard: rules of the nftables table by name, chains
 	// of iptables as "table chain". Where several are named, each of them stops
 	// the packets alone, for a reason of its own.
@@ -51,31 +69,40 @@ type guardCase struct {
 // and something does without. A guard for which that does not hold is either
 // broken or dead weight.
 func TestEachGuardIsNeeded(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
 		mgmt := nettest.New(t)
 		l.gw.Wire("mgmt0", mgmt, "eth0")
 		l.gw.Run("ip address add 172.30.0.12/24 dev mgmt0; ip route add 203.0.113.99/32 via 172.30.0.1")
 		mgmt.Run("ip address add 172.30.0.1/24 dev eth0")
-		l.gw.Echo("0.0.0.0:7")
-		l.pod(l.node1, "172.31.0.5", "192.168.99.13") // of a pod network that nobody told of
-		l.node1.Run("ip route add 203.0.113.10/32 via 192.168.99.12")
-		iptables := strings.Split(t.Name(), "/")[1]
-		cases := guardCases(l, mgmt)
-		l.serve(l.input())
+		l.gw.Run("ip address add fd00:172::12/64 dev mgmt0 nodad; ip route add 2001:db8:99::99/128 via fd00:172::1")
+		mgmt.Run("ip address add fd00:172::1/64 dev eth0 nodad")
+		p.echo(l.gw)
+		third, stranger := "203.0.113.99", "172.31.0.5" // beyond a third NIC; of a pod network that nobody told of
+		if p.family == tenant.IPv6 {
+			third, stranger = "2001:db8:99::99", "fd02::5"
+		}
+		l.pod(l.node1, stranger, p.blueGateway)
+		l.node1.Run(p.ip() + " route add " + p.server + " via " + p.vm)
+		cases := p.guardCases(mgmt, third, stranger)
+		p.serve(t, p.in)
+		other := map[tenant.Family]string{tenant.IPv4: "IPv6", tenant.IPv6: "IPv4"}[p.family]
 		for line := range strings.Lines(l.gw.Run("nft -a list table inet " + plan.GuardTable)) {
 			m := guardRule.FindStringSubmatch(line)
-			if m != nil && strings.Contains(line, "drop") && !strings.HasSuffix(m[1], "IPv6") &&
+			if m != nil && strings.Contains(line, "counter") && !strings.Contains(line, "update") && !strings.HasSuffix(m[1], other) &&
 				!slices.ContainsFunc(cases, func(c guardCase) bool { return slices.Contains(c.rules, m[1]) }) {
 				t.Errorf("no case shows what the rule %q is needed for", m[1])
 			}
 		}
 		for _, c := range cases {
 			t.Run(c.name, func(t *testing.T) {
-				l.serve(l.input())
+				p.serve(t, p.in)
 				l.gw.Run("conntrack -F 2>/dev/null")
 				l.node1.Run("ip neigh flush all nud permanent; ip neigh flush all")
 				if c.cause != "" {
-					l.gw.Run(strings.ReplaceAll(c.cause, "IPTABLES", iptables))
+					l.gw.Run(strings.ReplaceAll(c.cause, "IPTABLES", p.iptables))
+				}
+				if c.undo != "" {
+					defer l.gw.Run(strings.ReplaceAll(c.undo, "IPTABLES", p.iptables))
 				}
 				count := func() int {
 					before := len(c.at.Packets())
@@ -91,7 +118,7 @@ func TestEachGuardIsNeeded(t *testing.T) {
 				if n := count(); n != 0 {
 					t.Errorf("%d wrong packets with the guard", n)
 				}
-				l.without(t, c, iptables)
+				l.without(t, c, p.iptables)
 				if n := count(); n == 0 {
 					t.Error("no wrong packet without the guard: either it is not needed, or this test shows nothing")
 				}
@@ -132,53 +159,69 @@ func (l *lab) without(t *testing.T, c guardCase, iptables string) {
 	}
 }
 
-func guardCases(l *lab, mgmt *nettest.Net) []guardCase {
-	outside, node1, node2, other := l.ext.Record("eth0"), l.node1.Record("eth0"), l.node2.Record("eth0"), mgmt.Record("eth0")
+// guardCases are about packets from blue's pod, to an address beyond a third NIC
+// too, and from a stranger in a pod network that nobody told of.
+func (p plane) guardCases(mgmt *nettest.Net, third, stranger string) []guardCase {
+	l := p.l
+	outside, node1, node2, other := p.record(l.ext, "eth0"), p.record(l.node1, "eth0"), p.record(l.node2, "eth0"), p.record(mgmt, "eth0")
 	send := func(from *nettest.Net, source, to string) func() {
 		return func() {
 			for _, network := range []string{"udp", "tcp"} {
-				_ = from.Seen(network, source, to)
+				_ = from.Seen(network, source, at(to, 7))
 			}
 		}
 	}
 	from := func(src string) func(onWire) bool {
 		return func(w onWire) bool { return w.src.String() == src }
 	}
-	pod := send(l.node1, bluePod, server)
+	pod := send(l.node1, p.bluePod, p.server)
+	past := func() { p.stale(p.blueGateway); pod() }
+	podSource, notOwned := p.rule("pod source"), p.rule("source not the tenant's")
 	const noForwardGuard = "IPTABLES -F EGW-FWD"
+	route := p.in.Nodes[0].Subnets[0].String()
+	if p.family == tenant.IPv6 {
+		route = p.in.Nodes[0].Subnets[1].String()
+	}
 	return []guardCase{
 		{name: "forward guard, for packets that nobody marked", cause: "nft delete table inet egw-guard; IPTABLES -t mangle -F EGW-MARK",
-			chains: []string{"filter EGW-OUT"}, provoke: pod, at: outside, wrong: from(bluePod)},
+			chains: []string{"filter EGW-OUT"}, provoke: pod, at: outside, wrong: from(p.bluePod)},
 		{name: "forward guard, for packets past the tenant's link", cause: "nft delete table inet egw-guard",
-			chains: []string{"filter EGW-OUT"}, provoke: func() { l.stale(l.node1, "192.168.99.13"); pod() }, at: outside, wrong: from(bluePod)},
+			chains: []string{"filter EGW-OUT"}, provoke: past, at: outside, wrong: from(p.bluePod)},
 		{name: "exit guard, for packets past the tenant's link", cause: noForwardGuard,
-			rules: []string{"pod source IPv4"}, provoke: func() { l.stale(l.node1, "192.168.99.13"); pod() }, at: outside, wrong: from(bluePod)},
+			rules: []string{podSource}, provoke: past, at: outside, wrong: from(p.bluePod)},
 		{name: "exit guard, for marked packets without a SNAT rule", cause: "IPTABLES -t nat -F EGW-S00",
-			rules: []string{"pod source IPv4", "source not the tenant's IPv4", "tenant link untracked"}, provoke: pod, at: outside, wrong: from(bluePod)},
+			rules: []string{podSource, notOwned, "tenant link untracked"}, provoke: pod, at: outside, wrong: from(p.bluePod)},
 		{name: "exit guard, for another's masquerade", cause: "IPTABLES -t nat -F EGW-S00; IPTABLES -t nat -A POSTROUTING -o enp7s0 -j MASQUERADE",
-			rules: []string{"source not the tenant's IPv4", "tenant link untracked"}, provoke: pod, at: outside,
-			wrong: func(w onWire) bool { return w.src.String() == "192.168.55.12" && w.dport == 7 }},
-		{name: "exit guard, for a pod network that nobody told of", cause: "IPTABLES -t nat -D POSTROUTING -o enp7s0 -j MASQUERADE; IPTABLES -t mangle -F EGW-MARK; " + noForwardGuard,
-			rules: []string{"tenant link without mark", "tenant link untracked"}, provoke: send(l.node1, "172.31.0.5", server), at: outside, wrong: from("172.31.0.5")},
+			undo:  "IPTABLES -t nat -D POSTROUTING -o enp7s0 -j MASQUERADE",
+			rules: []string{notOwned, "tenant link untracked"}, provoke: pod, at: outside,
+			wrong: func(w onWire) bool { return w.src.String() == p.own && w.dport == 7 }},
+		{name: "exit guard, for a pod network that nobody told of", cause: "IPTABLES -t mangle -F EGW-MARK; " + noForwardGuard,
+			rules: []string{"tenant link without mark", "tenant link untracked"}, provoke: send(l.node1, stranger, p.server), at: outside, wrong: from(stranger)},
+		{name: "exit guard, for what somebody keeps from connection tracking", cause: "IPTABLES -t raw -A PREROUTING -i eg+ -j CT --notrack; " + noForwardGuard,
+			undo:  "IPTABLES -t raw -D PREROUTING -i eg+ -j CT --notrack",
+			rules: []string{"tenant link untracked"}, provoke: send(l.node1, stranger, p.server), at: outside, wrong: from(stranger)},
+		{name: "exit guard, for the same towards the nodes", cause: "IPTABLES -t raw -A PREROUTING -i eg+ -j CT --notrack; " + noForwardGuard,
+			undo:  "IPTABLES -t raw -D PREROUTING -i eg+ -j CT --notrack",
+			rules: []string{"tenant link hairpin untracked"}, provoke: send(l.node1, stranger, p.node2), at: node2, wrong: from(stranger)},
 		{name: "exit guard, for a node's own packets",
-			rules: []string{"node source IPv4"}, provoke: send(l.node1, "192.168.99.21", server), at: outside, wrong: from("192.168.99.21")},
-		{name: "exit guard, for replies to a node without a route", cause: noForwardGuard + "; ip route del 10.128.0.0/23",
-			rules: []string{"reply without a way back", "pod destination IPv4", "source not the tenant's IPv4"}, provoke: pod, at: outside, wrong: from("203.0.113.10")},
+			rules: []string{p.rule("node source")}, provoke: send(l.node1, p.node1, p.server), at: outside, wrong: from(p.node1)},
+		{name: "exit guard, for replies to a node without a route", cause: noForwardGuard + "; " + p.ip() + " route del " + route,
+			rules: []string{"reply without a way back", p.rule("pod destination"), notOwned}, provoke: pod, at: outside, wrong: from(p.server)},
 		{name: "exit guard, for a third NIC", cause: noForwardGuard,
-			rules: []string{"tenant link to another NIC", "pod source IPv4"}, provoke: send(l.node1, bluePod, "203.0.113.99:7"), at: other, wrong: from(bluePod)},
+			rules: []string{"tenant link to another NIC", podSource}, provoke: send(l.node1, p.bluePod, third), at: other, wrong: from(p.bluePod)},
 		{name: "exit guard, for the hairpin", cause: "IPTABLES -t nat -F EGW-SNAT",
-			rules: []string{"tenant link hairpin untranslated", "pod source IPv4"}, provoke: send(l.node1, bluePod, "192.168.99.22:7"), at: node2, wrong: from(bluePod)},
+			rules: []string{"tenant link hairpin untranslated", podSource}, provoke: send(l.node1, p.bluePod, p.node2), at: node2, wrong: from(p.bluePod)},
 		{name: "forward guard, from outside to pods",
-			chains: []string{"filter EGW-EXT"}, provoke: send(l.ext, "192.168.55.13", bluePod+":7"), at: node1, wrong: from("192.168.55.13")},
+			chains: []string{"filter EGW-EXT"}, provoke: send(l.ext, p.outside, p.bluePod), at: node1, wrong: from(p.outside)},
 		{name: "forward guard, from outside to nodes",
-			chains: []string{"filter EGW-NODES"}, provoke: send(l.ext, "192.168.55.13", "192.168.99.21:7"), at: node1, wrong: from("192.168.55.13")},
+			chains: []string{"filter EGW-NODES"}, provoke: send(l.ext, p.outside, p.node1), at: node1, wrong: from(p.outside)},
 		{name: "input guard, for services of the VM at an egress IP",
-			rules: []string{"egress IP IPv4"}, provoke: send(l.ext, "192.168.55.13", blue+":7"), at: outside, wrong: func(w onWire) bool { return w.sport == 7 }},
+			rules: []string{p.rule("egress IP")}, provoke: send(l.ext, p.outside, p.blue), at: outside, wrong: func(w onWire) bool { return w.sport == 7 }},
 		{name: "input guard, for a gateway IP from outside",
-			rules: []string{"gateway IP from outside IPv4"}, provoke: send(l.ext, "192.168.55.13", "192.168.99.13:7"), at: outside, wrong: func(w onWire) bool { return w.sport == 7 }},
+			rules: []string{p.rule("gateway IP from outside")}, provoke: send(l.ext, p.outside, p.blueGateway), at: outside, wrong: func(w onWire) bool { return w.sport == 7 }},
 		{name: "input guard, for services of the VM at a gateway IP",
-			rules: []string{"tenant link"}, provoke: send(l.node1, bluePod, "192.168.99.13:7"), at: node1,
-			wrong: func(w onWire) bool { return w.sport == 7 && w.src.String() == "192.168.99.13" }},
+			rules: []string{"tenant link"}, provoke: send(l.node1, p.bluePod, p.blueGateway), at: node1,
+			wrong: func(w onWire) bool { return w.sport == 7 && w.src.String() == p.blueGateway }},
 	}
 }
 
@@ -187,23 +230,23 @@ func guardCases(l *lab, mgmt *nettest.Net) []guardCase {
 // that were not. Each does it alone; without both, the former holder goes on
 // with an address that is another's.
 func TestHandOverNeedsBothGuards(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		iptables := strings.Split(t.Name(), "/")[1]
-		owners := guardCase{rules: []string{"source not the tenant's IPv4"}}
-		out := l.ext.Record("eth0")
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		owners := guardCase{rules: []string{p.rule("source not the tenant's")}}
+		out := p.record(l.ext, "eth0")
 		for _, c := range []struct {
 			name            string
 			deletes, owners bool
 		}{{"both", true, true}, {"no owners", true, false}, {"no deletion", false, true}, {"neither", false, false}} {
-			in := l.input()
-			l.serve(in)
+			in := p.in
+			in.Tenants = slices.Clone(p.in.Tenants)
+			p.serve(t, in)
 			l.gw.Run("conntrack -F 2>/dev/null")
-			flow := l.dial(t, l.node1, "udp", bluePod)
-			if got, err := nettest.Ask(flow); got != blue {
+			flow := p.dial(t, "udp", p.bluePod)
+			if got, err := nettest.Ask(flow); got != p.blue {
 				t.Fatalf("%s: before, the server saw %q, %v", c.name, got, err)
 			}
 			if !c.owners {
-				l.without(t, owners, iptables)
+				l.without(t, owners, p.iptables)
 			}
 			in.Tenants[0].EgressIPs, in.Tenants[1].EgressIPs = in.Tenants[1].EgressIPs, in.Tenants[0].EgressIPs
 			want, _ := plan.Desired(in)
@@ -218,8 +261,8 @@ func TestHandOverNeedsBothGuards(t *testing.T) {
 				_, _ = nettest.Ask(flow)
 			}
 			wrong := 0
-			for _, p := range out.Packets()[before:] {
-				if w := read(p); w.src.String() == blue && w.dport == 7 {
+			for _, b := range out.Packets()[before:] {
+				if w := read(b); w.src.String() == p.blue && w.dport == 7 {
 					wrong++
 				}
 			}

@@ -5,7 +5,6 @@ package kernel_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"net/netip"
 	"runtime"
 	"strconv"
@@ -26,12 +25,12 @@ const bluePod = "10.128.0.10"
 
 // noPod checks that no packet holds a pod's address anywhere: in its header, or
 // in that of a packet that an ICMP error is about.
-func noPod(t *testing.T, r *nettest.Recording) {
+func (p plane) noPod(t *testing.T, r *nettest.Recording) {
 	t.Helper()
-	for _, p := range r.Packets() {
-		for _, pod := range addrs("10.128.0.10", "10.128.0.11", "10.128.2.10", "10.128.2.11") {
-			if bytes.Contains(p, pod.AsSlice()) {
-				t.Errorf("a packet that left holds the pod's address %s: %x", pod, p)
+	for _, packet := range r.Packets() {
+		for _, pod := range addrs(p.bluePod, p.redPod) {
+			if bytes.Contains(packet, pod.AsSlice()) {
+				t.Errorf("a packet that left holds the pod's address %s: %x", pod, packet)
 			}
 		}
 	}
@@ -59,12 +58,12 @@ func (l *lab) refused() map[string]int {
 // TestRelated: ICMP errors are translated in both directions, with the
 // addresses of the packet that they are about.
 func TestRelated(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		l.serve(l.input())
-		out, in := l.ext.Record("eth0"), l.node1.Record("eth0")
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		out, in := p.record(l.ext, "eth0"), p.record(l.node1, "eth0")
 
 		// To the pod: nobody listens at the server's port 9.
-		c, err := l.node1.Dial("udp", bluePod, "203.0.113.10:9")
+		c, err := l.node1.Dial("udp", p.bluePod, at(p.server, 9))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -72,17 +71,18 @@ func TestRelated(t *testing.T) {
 		if got, err := nettest.Ask(c); err == nil || !strings.Contains(err.Error(), "refused") {
 			t.Errorf("the pod should be told that nobody listens: %q, %v", got, err)
 		}
-		if n := countErrors(in.Packets(), func(outer, inner addressPair) bool {
-			return outer.dst.String() == bluePod && inner.src.String() == bluePod
+		if n := countErrors(in.Packets(), func(outer, inner onWire) bool {
+			return outer.dst.String() == p.bluePod && inner.src.String() == p.bluePod
 		}); n == 0 {
 			t.Error("no ICMP error for the pod's address arrived at the node")
 		}
 
 		// From the pod: nobody listens at its port 4444, to which the server answers.
-		l.node1.Raw(bluePod).UDP(4444, netip.MustParseAddrPort(server))
+		raw := l.node1.Raw(p.bluePod)
+		raw.UDP(4444, netip.MustParseAddrPort(at(p.server, 7)))
 		left := func() int {
-			return countErrors(out.Packets(), func(outer, inner addressPair) bool {
-				return outer.src.String() == blue && inner.dst.String() == blue
+			return countErrors(out.Packets(), func(outer, inner onWire) bool {
+				return outer.src.String() == p.blue && inner.dst.String() == p.blue
 			})
 		}
 		if !soon(func() bool { return left() > 0 }) {
@@ -90,37 +90,40 @@ func TestRelated(t *testing.T) {
 		}
 
 		// Errors that belong to nothing, or do not fit their connection.
-		to := netip.MustParseAddr("203.0.113.10")
-		pod, raw := netip.MustParseAddr(bluePod), l.node1.Raw(bluePod)
+		to, pod := netip.MustParseAddr(p.server), netip.MustParseAddr(p.bluePod)
+		about := func(src, dst string, sport, dport uint16) []byte {
+			from, to := netip.MustParseAddrPort(at(src, sport)), netip.MustParseAddrPort(at(dst, dport))
+			return nettest.IP(from.Addr(), to.Addr(), unix.IPPROTO_UDP, nettest.UDP(from, to, nil))
+		}
 		before, had := l.refused()["invalid"], left()
-		for _, about := range [][]byte{
-			nettest.IPv4(to, pod, unix.IPPROTO_UDP, nettest.UDP(7, 5555, nil)),                                         // unknown
-			nettest.IPv4(pod, to, unix.IPPROTO_UDP, nettest.UDP(4444, 7, nil)),                                         // the wrong direction
-			nettest.IPv4(to, netip.MustParseAddr("10.128.2.11"), unix.IPPROTO_UDP, nettest.UDP(7, 1, nil)),             // of another tenant's pod
-			nettest.IPv4(to, netip.MustParseAddr(blue), unix.IPPROTO_UDP, nettest.UDP(7, 4444, nil)),                   // translated already
-			nettest.IPv4(netip.MustParseAddr("198.51.100.1"), pod, unix.IPPROTO_UDP, nettest.UDP(7, 4444, nil))[:28-4], // cut short
+		for _, packet := range [][]byte{
+			about(p.server, p.bluePod, 7, 5555),                                        // unknown
+			about(p.bluePod, p.server, 4444, 7),                                        // the wrong direction
+			about(p.server, p.redPod, 7, 1),                                            // of another tenant's pod
+			about(p.server, p.blue, 7, 4444),                                           // translated already
+			about(p.silent, p.bluePod, 7, 4444)[:len(about(p.silent, p.blue, 7, 1))-4], // cut short
 		} {
-			raw.Send(to, unix.IPPROTO_ICMP, nettest.ICMPError(about))
+			raw.Send(to, p.icmp, nettest.ICMPError(pod, to, packet))
 		}
 		if !soon(func() bool { return l.refused()["invalid"]-before >= 4 }) {
 			t.Errorf("%d of the ICMP errors that fit nothing were refused; left: %d", l.refused()["invalid"]-before, left()-had)
 		}
-		noPod(t, out)
-		l.clean(blue, red)
+		p.noPod(t, out)
+		p.clean(t)
 	})
 }
 
-type addressPair struct{ src, dst netip.Addr }
-
-func addressesOf(p []byte) addressPair {
-	return addressPair{netip.AddrFrom4([4]byte(p[12:16])), netip.AddrFrom4([4]byte(p[16:20]))}
-}
-
-// countErrors counts the ICMP errors that match picks.
-func countErrors(packets [][]byte, match func(outer, inner addressPair) bool) int {
+// countErrors counts the ICMP errors, of type "unreachable", that match picks.
+func countErrors(packets [][]byte, match func(outer, inner onWire) bool) int {
 	n := 0
-	for _, p := range packets {
-		if len(p) >= 48 && p[9] == unix.IPPROTO_ICMP && p[20] == 3 && match(addressesOf(p), addressesOf(p[28:])) {
+	for _, b := range packets {
+		header, unreachable := 20, byte(3)
+		if b[0]>>4 == 6 {
+			header, unreachable = 40, 1
+		}
+		outer := read(b)
+		if (outer.protocol == unix.IPPROTO_ICMP || outer.protocol == unix.IPPROTO_ICMPV6) && len(b) >= 2*header+8 &&
+			b[header] == unreachable && match(outer, read(b[header+8:])) {
 			n++
 		}
 	}
@@ -141,16 +144,15 @@ func soon(done func() bool) bool {
 // TestInvalid: what connection tracking can make nothing of is not translated,
 // and must not leave.
 func TestInvalid(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		iptables := strings.Split(t.Name(), "/")[1]
-		l.serve(l.input())
-		out := l.ext.Record("eth0")
-		conn := l.dial(t, l.node1, "tcp", bluePod)
-		if got, err := nettest.Ask(conn); got != blue {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		out := p.record(l.ext, "eth0")
+		conn := p.dial(t, "tcp", p.bluePod)
+		if got, err := nettest.Ask(conn); got != p.blue {
 			t.Fatal(got, err)
 		}
 		local := netip.MustParseAddrPort(conn.LocalAddr().String())
-		to, raw := netip.MustParseAddrPort(server), l.node1.Raw(bluePod)
+		to, raw := netip.MustParseAddrPort(at(p.server, 7)), l.node1.Raw(p.bluePod)
 		send := func() {
 			unknown := netip.AddrPortFrom(local.Addr(), 1234)
 			const fin, syn, rst, ack = 1, 2, 4, 16
@@ -174,27 +176,27 @@ func TestInvalid(t *testing.T) {
 		if !soon(func() bool { return l.refused()["invalid"]-before >= 6 }) {
 			t.Errorf("%d of 8 packets were refused as invalid: %v", l.refused()["invalid"]-before, l.refused())
 		}
-		if got, err := nettest.Ask(conn); got != blue {
+		if got, err := nettest.Ask(conn); got != p.blue {
 			t.Errorf("the connection should not notice: %q, %v", got, err)
 		}
-		noPod(t, out)
+		p.noPod(t, out)
 
 		// The exit guard catches them where the forward guard is gone.
-		l.gw.Run(iptables + " -F EGW-OUT; " + iptables + " -A EGW-OUT -j ACCEPT")
+		l.gw.Run(p.iptables + " -F EGW-OUT; " + p.iptables + " -A EGW-OUT -j ACCEPT")
 		send()
 		caught := func() int {
 			r := l.refused()
-			return r["guard: pod source IPv4"] + r["guard: tenant link without mark"] + r["guard: tenant link untracked"]
+			return r["guard: "+p.rule("pod source")] + r["guard: tenant link without mark"] + r["guard: tenant link untracked"]
 		}
 		if !soon(func() bool { return caught() >= 5 }) {
 			t.Errorf("the exit guard dropped %d packets: %v", caught(), l.refused())
 		}
-		noPod(t, out)
-		l.clean(blue, red)
+		p.noPod(t, out)
+		p.clean(t)
 		// And both are needed.
 		l.gw.Run("nft delete table inet egw-guard")
 		send()
-		if !soon(func() bool { return l.leaked() > 0 }) {
+		if !soon(func() bool { return p.leaked() > 0 }) {
 			t.Error("nothing leaked without the guards: this test shows nothing")
 		}
 	})
@@ -203,25 +205,24 @@ func TestInvalid(t *testing.T) {
 // TestFragments: each part of a datagram leaves translated, in whatever order
 // the parts come; a part without its first one does not leave.
 func TestFragments(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		l.serve(l.input())
-		out := l.ext.Record("eth0")
-		c := l.dial(t, l.node1, "udp", bluePod)
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		out := p.record(l.ext, "eth0")
+		c := p.dial(t, "udp", p.bluePod)
 		if _, err := c.Write(bytes.Repeat([]byte("x"), 4000)); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := nettest.Ask(c); got != blue {
+		if got, err := nettest.Ask(c); got != p.blue {
 			t.Errorf("a large datagram: %q, %v", got, err)
 		}
 		count := func() (first, later int) {
-			for _, p := range out.Packets() {
-				if addressesOf(p).src.String() != blue {
-					continue
-				}
-				switch field := binary.BigEndian.Uint16(p[6:]); {
-				case field&0x1fff != 0:
+			for _, b := range out.Packets() {
+				w := read(b)
+				switch {
+				case w.src.String() != p.blue:
+				case w.offset > 0:
 					later++
-				case field&0x2000 != 0:
+				case w.more:
 					first++
 				}
 			}
@@ -231,20 +232,11 @@ func TestFragments(t *testing.T) {
 			t.Errorf("%d first and %d later fragments left", first, later)
 		}
 
-		to := netip.MustParseAddr("203.0.113.10")
-		raw := l.node1.Raw(bluePod)
-		payload := nettest.UDP(5000, 7, bytes.Repeat([]byte("y"), 1592))
-		part := func(id uint16, from, to8 int, more bool) []byte {
-			p := nettest.IPv4(netip.MustParseAddr(bluePod), to, unix.IPPROTO_UDP, payload[from:to8])
-			field := uint16(from / 8)
-			if more {
-				field |= 0x2000
-			}
-			binary.BigEndian.PutUint16(p[4:], id)
-			binary.BigEndian.PutUint16(p[6:], field)
-			binary.BigEndian.PutUint16(p[10:], 0)
-			binary.BigEndian.PutUint16(p[10:], nettest.Checksum(p[:20]))
-			return p
+		to, pod := netip.MustParseAddr(p.server), netip.MustParseAddr(p.bluePod)
+		raw := l.node1.Raw(p.bluePod)
+		payload := nettest.UDP(netip.AddrPortFrom(pod, 5000), netip.AddrPortFrom(to, 7), bytes.Repeat([]byte("y"), 1592))
+		part := func(id uint16, from, end int, more bool) []byte {
+			return nettest.Fragment(pod, to, unix.IPPROTO_UDP, id, from, more, payload[from:end])
 		}
 		raw.SendPacket(to, part(1, 800, 1600, false)) // the end before the beginning
 		raw.SendPacket(to, part(1, 0, 800, true))
@@ -257,8 +249,8 @@ func TestFragments(t *testing.T) {
 		if first, later := count(); first != 2 || later != 3 {
 			t.Errorf("parts of a datagram left: %d first and %d later fragments", first, later)
 		}
-		noPod(t, out)
-		l.clean(blue, red)
+		p.noPod(t, out)
+		p.clean(t)
 	})
 }
 
@@ -269,10 +261,10 @@ func TestInsertRace(t *testing.T) {
 	if runtime.NumCPU() < 2 {
 		t.Fatal("needs two processors: a race takes two")
 	}
-	eachBackend(t, func(t *testing.T, l *lab) {
-		l.serve(l.input())
-		to := netip.MustParseAddrPort("203.0.113.11:53") // nobody answers
-		senders := [2]*nettest.Raw{l.node1.Raw(bluePod), l.node1.Raw(bluePod)}
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		to := netip.MustParseAddrPort(at(p.silent, 53))
+		senders := [2]*nettest.Raw{l.node1.Raw(p.bluePod), l.node1.Raw(p.bluePod)}
 		races, sent := 0, 0
 		for deadline := time.Now().Add(20 * time.Second); races < 20 && time.Now().Before(deadline) && sent < 60000; {
 			const batch = 5000
@@ -297,8 +289,8 @@ func TestInsertRace(t *testing.T) {
 		if races == 0 {
 			t.Error("no race took place: this test shows nothing")
 		}
-		l.clean(blue, red)
-		if n := l.wire.Sources()[netip.MustParseAddr(blue)]; n < sent {
+		p.clean(t)
+		if n := p.sources()[netip.MustParseAddr(p.blue)]; n < sent {
 			t.Logf("%d packets of %d flows left", n, sent)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
+	"egress-gateway.io/shared/tenant"
 )
 
 // portCounts is what the agent puts between flows and reconcile.
@@ -72,11 +74,23 @@ func (l *lab) cameFrom(tenant string) int {
 // with real connections: blue is warned before, what fails is counted, and
 // nobody else, nor blue elsewhere, notices.
 func TestPortExhaustion(t *testing.T) {
-	l := newLab(t, "iptables-nft")
-	l.pods()
-	l.serve(l.input())
+	for _, f := range tenant.Families() {
+		t.Run(f.String(), func(t *testing.T) {
+			l := newLab(t, "iptables-nft")
+			l.pods()
+			exhaust(t, l, l.plane("iptables-nft", f))
+		})
+	}
+}
+
+func exhaust(t *testing.T, l *lab, p plane) {
+	pod2 := map[tenant.Family]string{tenant.IPv4: "10.128.2.10", tenant.IPv6: "fd01:0:0:2::10"}[p.family]
+	if p.family == tenant.IPv6 {
+		l.pod(l.node2, pod2, p.blueGateway)
+	}
+	p.serve(t, p.in)
 	l.gw.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")
-	w := l.watch(l.input())
+	w := l.watch(p.in)
 	look := func() *reconcile.PortsView {
 		t.Helper()
 		if _, err := w.Look(context.Background()); err != nil {
@@ -86,8 +100,8 @@ func TestPortExhaustion(t *testing.T) {
 	}
 	blueRef, redRef := reconcile.Ref{Cluster: "demo", Name: "ns-blue"}, reconcile.Ref{Cluster: "demo", Name: "ns-red"}
 	// Nobody answers there, and nothing is said about it.
-	busy, other := netip.MustParseAddrPort("203.0.113.11:53"), netip.MustParseAddrPort("203.0.113.12:53")
-	one, two := l.node1.Raw("10.128.0.10"), l.node2.Raw("10.128.2.10")
+	busy, other := netip.MustParseAddrPort(at(p.silent, 53)), netip.MustParseAddrPort(at(p.silent, 54))
+	one, two := l.node1.Raw(p.bluePod), l.node2.Raw(pod2)
 
 	if v := look(); len(v.Problems) != 0 {
 		t.Fatalf("problems before anything: %v", v.Problems)
@@ -104,7 +118,7 @@ func TestPortExhaustion(t *testing.T) {
 		}
 		v = look()
 	}
-	if use := v.Tenants[blueRef]; use.Used != 52000 || use.Busiest.Destination != busy || use.Busiest.Egress.String() != blue {
+	if use := v.Tenants[blueRef]; use.Used != 52000 || use.Busiest.Destination != busy || use.Busiest.Egress.String() != p.blue {
 		t.Errorf("at 81 %%: %+v", use)
 	}
 	if len(v.Problems) != 1 || v.Problems[0].Reason != reconcile.ReasonPortsNearlyExhausted || v.Problems[0].Tenant != "ns-blue" || v.Failed[blueRef] != 0 {
@@ -126,8 +140,8 @@ func TestPortExhaustion(t *testing.T) {
 	if len(v.Problems) != 1 || v.Problems[0].Reason != reconcile.ReasonPortsExhausted {
 		t.Errorf("problems: %v", v.Problems)
 	}
-	const arp = 10 // requests and answers come through the link as well
-	if counted := int(v.Failed[blueRef]); failed < 20 || counted < failed-arp || counted > failed {
+	const chatter = 10 // ARP and neighbour discovery come through the link as well
+	if counted := int(v.Failed[blueRef]); failed < 20 || counted < failed-chatter || counted > failed {
 		t.Errorf("%d connections failed, %d were counted", failed, counted)
 	}
 	if v.Lost.Dropped != 0 {
@@ -137,8 +151,8 @@ func TestPortExhaustion(t *testing.T) {
 	// Red, from the same node and towards the same destination, and blue
 	// towards another one.
 	counted := v.Failed[blueRef]
-	sources := l.wire.Sources()
-	redSender := l.node1.Raw("10.128.0.11")
+	sources := p.sources()
+	redSender := l.node1.Raw(p.redPod)
 	for rounds := 0; rounds < 10 && (v.Tenants[redRef].Used < 500 || v.Tenants[blueRef].Connections < use.Used+500); rounds++ {
 		for port := 3000; port < 3500; port++ {
 			redSender.UDP(uint16(port), busy)
@@ -155,15 +169,15 @@ func TestPortExhaustion(t *testing.T) {
 	if v.Failed[blueRef] != counted || v.Failed[redRef] != 0 {
 		t.Errorf("failed: %v", v.Failed)
 	}
-	expect(t, l.node1, "10.128.0.10", blue)
-	expect(t, l.node1, "10.128.0.11", red)
-	after := l.wire.Sources()
-	for _, ip := range addrs(blue, red) {
+	p.expect(t, p.bluePod, p.blue)
+	p.expect(t, p.redPod, p.red)
+	after := p.sources()
+	for _, ip := range addrs(p.blue, p.red) {
 		if n := after[ip] - sources[ip]; n < 500 {
 			t.Errorf("%d of 500 packets of %s left", n, ip)
 		}
 	}
-	l.clean(blue, red)
+	p.clean(t)
 }
 
 // BenchmarkUsage measures a look at a table of b's size.
@@ -210,32 +224,39 @@ func processorTime(b *testing.B) time.Duration {
 // TestSeveralAddresses: a tenant with three egress IPs shares its pods out among
 // them; each pod keeps its own.
 func TestSeveralAddresses(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		in := l.input()
-		three := []string{blue, "192.168.55.115", "192.168.55.116"}
-		in.Tenants[0].EgressIPs = addrs(three...)
-		l.serve(in)
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		in := p.in
+		in.Tenants = slices.Clone(p.in.Tenants)
+		last := map[tenant.Family]string{tenant.IPv4: "192.168.55.116", tenant.IPv6: "fd00:55::116"}[p.family]
+		three := []string{p.blue, p.second, last}
+		in.Tenants[0].EgressIPs = p.withOther(in.Tenants[0].EgressIPs, three...)
+		p.serve(t, in)
+		first := netip.MustParseAddr(p.bluePod).AsSlice()
+		pod := func(i byte) string {
+			first[len(first)-1] = 0x64 + i
+			a, _ := netip.AddrFromSlice(first)
+			return a.String()
+		}
 		for i, want := range []string{three[0], three[1], three[2], three[0]} { // by the low two bits
-			pod := fmt.Sprintf("10.128.0.%d", 100+i)
-			l.pod(l.node1, pod, "192.168.99.13")
+			l.pod(l.node1, pod(byte(i)), p.blueGateway)
 			for range 3 {
-				expect(t, l.node1, pod, want)
+				p.expect(t, pod(byte(i)), want)
 			}
 		}
-		expect(t, l.node1, "10.128.0.11", red)
+		p.expect(t, p.redPod, p.red)
 
 		// One address less: nobody leaves with it any more, the others stay.
-		long := l.dial(t, l.node1, "udp", "10.128.0.101")
+		long := p.dial(t, "udp", pod(1))
 		if got, err := nettest.Ask(long); got != three[1] {
 			t.Fatal(got, err)
 		}
-		in.Tenants[0].EgressIPs = addrs(three[0], three[1])
-		l.serve(in)
+		in.Tenants[0].EgressIPs = p.withOther(in.Tenants[0].EgressIPs, three[:2]...)
+		p.serve(t, in)
 		if got, err := nettest.Ask(long); got != three[1] {
 			t.Errorf("a flow whose address stays: %q, %v", got, err)
 		}
-		expect(t, l.node1, "10.128.0.102", three[0])
-		l.clean(append(three, red)...)
+		p.expect(t, pod(2), three[0])
+		p.clean(t, three...)
 	})
 }
 
@@ -243,16 +264,16 @@ func TestSeveralAddresses(t *testing.T) {
 // destination: new connections take the other one, those that are there keep
 // theirs, and other destinations do not notice.
 func TestSpillOver(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		const second = "192.168.55.115"
-		in := l.input()
-		in.Tenants[0].EgressIPs = addrs(blue, second) // pods with an even address have the first one
-		l.serve(in)
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		in := p.in
+		in.Tenants = slices.Clone(p.in.Tenants)
+		in.Tenants[0].EgressIPs = p.withOther(in.Tenants[0].EgressIPs, p.blue, p.second) // pods with an even address have the first one
+		p.serve(t, in)
 		l.gw.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")
-		l.ext.Echo("203.0.113.10:53")
-		busy := netip.MustParseAddrPort("203.0.113.10:53")
-		long := l.dialTo(t, "10.128.0.10", busy.String())
-		if got, err := nettest.Ask(long); got != blue {
+		busy := netip.MustParseAddrPort(at(p.server, 53))
+		l.ext.Echo(busy.String())
+		long := l.dialTo(t, "udp", p.bluePod, busy.String())
+		if got, err := nettest.Ask(long); got != p.blue {
 			t.Fatal(got, err)
 		}
 
@@ -260,7 +281,7 @@ func TestSpillOver(t *testing.T) {
 		// A quarter of the ports stands for all of them: here it is about what the
 		// watch and the rules do.
 		w.Ports = flows.Ports / 4
-		one := l.node1.Raw("10.128.0.10")
+		one := l.node1.Raw(p.bluePod)
 		look := func() *reconcile.PortsView {
 			t.Helper()
 			if _, err := w.Look(context.Background()); err != nil {
@@ -277,40 +298,40 @@ func TestSpillOver(t *testing.T) {
 			t.Fatalf("spills: %v", w.View().Spills)
 		}
 		in.Spills = w.View().Spills
-		l.serve(in)
+		p.serve(t, in)
 
-		if got := l.node1.Seen("udp", "10.128.0.10", busy.String()); got != second {
+		if got := l.node1.Seen("udp", p.bluePod, busy.String()); got != p.second {
 			t.Errorf("a new connection to the busy destination: seen as %s", got)
 		}
-		if got, err := nettest.Ask(long); got != blue {
+		if got, err := nettest.Ask(long); got != p.blue {
 			t.Errorf("the connection that was there: %q, %v", got, err)
 		}
-		if got := l.node1.Seen("tcp", "10.128.0.10", busy.String()); got != blue {
+		if got := l.node1.Seen("tcp", p.bluePod, busy.String()); got != p.blue {
 			t.Errorf("another protocol: seen as %s", got)
 		}
-		expect(t, l.node1, "10.128.0.10", blue) // another port
-		expect(t, l.node1, "10.128.0.11", red)
-		if v := look(); len(v.Spills) != 1 || v.Tenants[reconcile.Ref{Cluster: "demo", Name: "ns-blue"}].Busiest.Egress.String() != blue {
+		p.expect(t, p.bluePod, p.blue) // another port
+		p.expect(t, p.redPod, p.red)
+		if v := look(); len(v.Spills) != 1 || v.Tenants[reconcile.Ref{Cluster: "demo", Name: "ns-blue"}].Busiest.Egress.String() != p.blue {
 			t.Errorf("a second look: %+v", v.Spills)
 		}
 
 		// The address has room again.
-		l.gw.Run("conntrack -D -p udp -s 10.128.0.10 -d 203.0.113.10 --dport 53 >/dev/null 2>&1")
+		l.gw.Run(fmt.Sprintf("conntrack -D -f ipv%d -p udp -s %s -d %s --dport 53 >/dev/null 2>&1", p.family, p.bluePod, p.server))
 		if v := look(); len(v.Spills) != 0 {
 			t.Errorf("spills: %v", v.Spills)
 		}
 		in.Spills = nil
-		l.serve(in)
-		if got := l.node1.Seen("udp", "10.128.0.10", busy.String()); got != blue {
+		p.serve(t, in)
+		if got := l.node1.Seen("udp", p.bluePod, busy.String()); got != p.blue {
 			t.Errorf("with room again: seen as %s", got)
 		}
-		l.clean(blue, second, red)
+		p.clean(t, p.second)
 	})
 }
 
-func (l *lab) dialTo(t *testing.T, pod, to string) net.Conn {
+func (l *lab) dialTo(t *testing.T, network, pod, to string) net.Conn {
 	t.Helper()
-	c, err := l.node1.Dial("udp", pod, to)
+	c, err := l.node1.Dial(network, pod, to)
 	if err != nil {
 		t.Fatal(err)
 	}

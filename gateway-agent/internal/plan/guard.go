@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"egress-gateway.io/shared/tenant"
 )
@@ -20,6 +21,8 @@ const (
 	GuardWatch  = "watch"  // counts what is not as it should be
 	GuardStrays = "strays" // of watch: what came by the internal NIC itself
 	GuardFresh  = "fresh"  // of watch: new connections
+	GuardWrong  = "wrong"  // of watch: what the rules of iptables are going to refuse
+	GuardDenied = "denied" // what the exit guard drops
 )
 
 // GuardChains declares the chains. The exit guard runs behind source NAT
@@ -34,6 +37,8 @@ func GuardChains() map[string]string {
 		GuardWatch:  "type filter hook forward priority -10; policy accept;",
 		GuardStrays: "",
 		GuardFresh:  "",
+		GuardWrong:  "",
+		GuardDenied: "",
 	}
 }
 
@@ -88,11 +93,12 @@ func ownerSuffix(mark uint32, ip netip.Addr) string { return fmt.Sprintf(" . %#x
 func guardRules(h Host) []GuardRule {
 	g := guardBuilder{
 		link: `iifname "` + LinkPrefix + `*"`, in: `"` + h.Internal + `"`, ext: `"` + h.External + `"`,
-		mark: fmt.Sprintf("ct mark & %#x", h.MarkMask),
+		mark: fmt.Sprintf("ct mark & %#x", h.MarkMask), packetMark: fmt.Sprintf("meta mark & %#x", h.MarkMask),
 	}
 	g.exit()
 	g.out()
 	g.inside()
+	g.denied()
 	g.input()
 	g.watch()
 	return g.rules
@@ -100,17 +106,22 @@ func guardRules(h Host) []GuardRule {
 
 // guardBuilder collects the rules of the guard from matches that they share.
 type guardBuilder struct {
-	link, in, ext, mark string
-	rules               []GuardRule
+	link, in, ext, mark, packetMark string
+
+	rules []GuardRule
 }
 
 func (g *guardBuilder) add(chain, what, match, verdict string) {
 	sum := sha256.Sum256([]byte(chain + match + verdict))
 	comment := what + " #" + hex.EncodeToString(sum[:3])
-	g.rules = append(g.rules, GuardRule{chain, comment, match + " " + verdict + ` comment "` + comment + `"`})
+	g.rules = append(g.rules, GuardRule{chain, comment, strings.TrimSpace(match+" "+verdict) + ` comment "` + comment + `"`})
 }
 
-func (g *guardBuilder) drop(chain, what, match string) { g.add(chain, what, match, "counter drop") }
+// drop drops in a chain of the exit guard, where tenants' packets are counted by
+// tenant as well.
+func (g *guardBuilder) drop(chain, what, match string) {
+	g.add(chain, what, match, "counter goto "+GuardDenied)
+}
 
 // ipWord is how nft names the header of a family.
 func ipWord(f tenant.Family) string {
@@ -161,6 +172,7 @@ func (g *guardBuilder) inside() {
 	// Neighbour discovery's own packets have the link they leave through as
 	// their input interface as well.
 	g.drop(GuardInside, "tenant link to another NIC", `oifname != "`+LinkPrefix+`*" oifname != `+g.in)
+	g.drop(GuardInside, "tenant link hairpin untracked", "oifname "+g.in+" ct state untracked")
 	g.drop(GuardInside, "tenant link hairpin untranslated", "oifname "+g.in+" ct status & snat == 0")
 	g.podSource(GuardInside)
 }
@@ -169,8 +181,10 @@ func (g *guardBuilder) input() {
 	const fresh = " meta l4proto != { icmp, ipv6-icmp } ct state != { established, related }"
 	for _, f := range tenant.Families() {
 		daddr := ipWord(f) + " daddr @"
-		g.drop(GuardInput, "egress IP "+f.String(), daddr+setName(setEgress, f)+fresh)
-		g.drop(GuardInput, "gateway IP from outside "+f.String(), "iifname "+g.ext+" "+daddr+setName(setGateways, f))
+		g.add(GuardInput, "egress IP "+f.String(), daddr+setName(setEgress, f)+fresh, "counter drop")
+		g.add(GuardInput, "gateway IP from outside "+f.String(), "iifname "+g.ext+" "+daddr+setName(setGateways, f), "counter drop")
 	}
-	g.drop(GuardInput, "tenant link", g.link+fresh)
+	// Counting can fail, and ends its rule then.
+	g.add(GuardInput, "tenant link counted", g.link+fresh, refusedBy(RefusedInput))
+	g.add(GuardInput, "tenant link", g.link+fresh, "counter drop")
 }

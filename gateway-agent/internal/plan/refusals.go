@@ -12,12 +12,15 @@ func Refusal(chain, rule string) string {
 	}
 	switch chain {
 	case chainRej:
-		return "untranslated" // a known pod's, which would leave with its own address
+		return RefusedUntranslated.String() // a known pod's
 	case chainOut:
-		if strings.Contains(rule, "--ctstate INVALID") {
-			return "invalid"
+		switch {
+		case strings.Contains(rule, "--ctstate INVALID"):
+			return RefusedInvalid.String()
+		case strings.HasPrefix(rule, "-d "):
+			return "pod_destination"
 		}
-		return "unknown_source"
+		return RefusedUnknown.String()
 	case chainNodes:
 		return "from_outside"
 	case chainExt:

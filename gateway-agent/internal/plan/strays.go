@@ -21,7 +21,7 @@ const strayTimeout = "20s"
 
 // CountedSet tells the sets whose elements the kernel adds.
 func CountedSet(name string) bool {
-	return name == setNodeSources || name == setName(setStrays, tenant.IPv4) || name == setName(setStrays, tenant.IPv6)
+	return name == setNodeSources || name == setRefused || name == setName(setStrays, tenant.IPv4) || name == setName(setStrays, tenant.IPv6)
 }
 
 // Stray is a pod whose packets arrive past the links, at the VM's own MAC: its
@@ -46,7 +46,10 @@ func SetNodeSources() string { return setNodeSources }
 func NumberOf(mask, mark uint32) int { return int(mark & mask >> bits.TrailingZeros32(mask)) }
 
 func countedSetTypes() map[string]string {
-	out := map[string]string{setNodeSources: "type mark; flags dynamic; size 4096;"}
+	out := map[string]string{
+		setNodeSources: "type mark; flags dynamic; size 4096;",
+		setRefused:     "type ifname . mark; flags dynamic; size 65535;",
+	}
 	for _, f := range tenant.Families() {
 		out[setName(setStrays, f)] = fmt.Sprintf("type ipv%d_addr . mark; flags dynamic,timeout; timeout %s; size 65535;", f, strayTimeout)
 	}
@@ -54,11 +57,13 @@ func countedSetTypes() map[string]string {
 }
 
 // watch counts what is not as it should be, before the rules of iptables refuse
-// it, or let it pass translated all the same. All that it costs a packet that
-// came the right way is a look at its link and its state.
+// it, or let it pass translated all the same. All that it costs a packet of a
+// translated connection is a look at its link and its state.
 func (g *guardBuilder) watch() {
 	g.add(GuardWatch, "by the internal NIC itself", "iifname "+g.in, "goto "+GuardStrays)
+	g.add(GuardWatch, "a translated connection", "ct status & snat != 0", "accept")
 	g.add(GuardWatch, "a new connection", "ct state new", "goto "+GuardFresh)
+	g.add(GuardWatch, "neither", g.link, "goto "+GuardWrong)
 	for _, f := range tenant.Families() {
 		saddr := ipWord(f) + " saddr "
 		g.add(GuardStrays, "past the tenant's link "+f.String(), saddr+"@"+setName(setPods, f),
@@ -66,4 +71,5 @@ func (g *guardBuilder) watch() {
 		g.add(GuardFresh, "node source "+f.String(), g.link+" "+saddr+"@"+setName(setNodes, f),
 			"update @"+setNodeSources+" { "+g.mark+" counter }")
 	}
+	g.wrong()
 }

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Raw sends packets with a header of the caller's making, over IPv4.
+// Raw sends packets with a header of the caller's making.
 type Raw struct {
 	n      *Net
 	fd     int
@@ -22,11 +22,15 @@ func (n *Net) Raw(source string) *Raw {
 	r := &Raw{n: n, source: netip.MustParseAddr(source)}
 	var err error
 	n.Do(func() {
-		if r.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
+		family, from := unix.AF_INET, sockaddr(r.source)
+		if r.source.Is6() {
+			family = unix.AF_INET6
+		}
+		if r.fd, err = unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW); err != nil {
 			return
 		}
 		_ = unix.SetsockoptInt(r.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 64<<20)
-		err = unix.Bind(r.fd, &unix.SockaddrInet4{Addr: r.source.As4()})
+		err = unix.Bind(r.fd, from)
 	})
 	if err != nil {
 		n.t.Fatalf("raw socket from %s: %v", source, err)
@@ -35,17 +39,24 @@ func (n *Net) Raw(source string) *Raw {
 	return r
 }
 
-// Send sends one packet: an IPv4 header from the sender's source to to, and
+func sockaddr(a netip.Addr) unix.Sockaddr {
+	if a.Is6() {
+		return &unix.SockaddrInet6{Addr: a.As16()}
+	}
+	return &unix.SockaddrInet4{Addr: a.As4()}
+}
+
+// Send sends one packet: an IP header from the sender's source to to, and
 // payload, which begins with the header of protocol.
 func (r *Raw) Send(to netip.Addr, protocol byte, payload []byte) {
 	r.n.t.Helper()
-	r.SendPacket(to, IPv4(r.source, to, protocol, payload))
+	r.SendPacket(to, IP(r.source, to, protocol, payload))
 }
 
 // SendPacket sends a whole packet towards to.
 func (r *Raw) SendPacket(to netip.Addr, packet []byte) {
 	r.n.t.Helper()
-	if err := unix.Sendto(r.fd, packet, 0, &unix.SockaddrInet4{Addr: to.As4()}); err != nil {
+	if err := unix.Sendto(r.fd, packet, 0, sockaddr(to)); err != nil {
 		r.n.t.Fatalf("send from %s to %s: %v", r.source, to, err)
 	}
 }
@@ -53,7 +64,7 @@ func (r *Raw) SendPacket(to netip.Addr, packet []byte) {
 // UDP sends a datagram of one byte.
 func (r *Raw) UDP(from uint16, to netip.AddrPort) {
 	r.n.t.Helper()
-	r.Send(to.Addr(), unix.IPPROTO_UDP, UDP(from, to.Port(), []byte("!")))
+	r.Send(to.Addr(), unix.IPPROTO_UDP, UDP(netip.AddrPortFrom(r.source, from), to, []byte("!")))
 }
 
 // IPv4 makes a packet that is no fragment.
@@ -67,13 +78,46 @@ func IPv4(src, dst netip.Addr, protocol byte, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// UDP makes a datagram without checksum.
-func UDP(from, to uint16, payload []byte) []byte {
+// IP makes a packet of the family of the addresses, that is no fragment.
+func IP(src, dst netip.Addr, protocol byte, payload []byte) []byte {
+	if src.Is4() {
+		return IPv4(src, dst, protocol, payload)
+	}
+	b := []byte{0x60, 0, 0, 0, byte(len(payload) >> 8), byte(len(payload)), protocol, 64}
+	return append(append(append(b, src.AsSlice()...), dst.AsSlice()...), payload...)
+}
+
+// Fragment makes a part of a packet: payload stands at from, a multiple of 8.
+func Fragment(src, dst netip.Addr, protocol byte, id uint16, from int, more bool, payload []byte) []byte {
+	if src.Is6() {
+		field := uint16(from)
+		if more {
+			field |= 1
+		}
+		h := []byte{protocol, 0, byte(field >> 8), byte(field), 0, 0, byte(id >> 8), byte(id)}
+		return IP(src, dst, unix.IPPROTO_FRAGMENT, append(h, payload...))
+	}
+	b := IPv4(src, dst, protocol, payload)
+	field := uint16(from / 8)
+	if more {
+		field |= 0x2000
+	}
+	binary.BigEndian.PutUint16(b[4:], id)
+	binary.BigEndian.PutUint16(b[6:], field)
+	binary.BigEndian.PutUint16(b[10:], 0)
+	binary.BigEndian.PutUint16(b[10:], Checksum(b[:20]))
+	return b
+}
+
+// UDP makes a datagram, with the checksum of the two addresses.
+func UDP(src, dst netip.AddrPort, payload []byte) []byte {
 	b := make([]byte, 8, 8+len(payload))
-	binary.BigEndian.PutUint16(b, from)
-	binary.BigEndian.PutUint16(b[2:], to)
+	binary.BigEndian.PutUint16(b, src.Port())
+	binary.BigEndian.PutUint16(b[2:], dst.Port())
 	binary.BigEndian.PutUint16(b[4:], uint16(8+len(payload)))
-	return append(b, payload...)
+	b = append(b, payload...)
+	binary.BigEndian.PutUint16(b[6:], Checksum(append(pseudo(src.Addr(), dst.Addr(), unix.IPPROTO_UDP, len(b)), b...)))
+	return b
 }
 
 // TCP makes a segment without payload, with the checksum of the two addresses.
@@ -85,13 +129,24 @@ func TCP(src, dst netip.AddrPort, flags byte, seq, ack uint32) []byte {
 	binary.BigEndian.PutUint32(b[8:], ack)
 	b[12], b[13] = 5<<4, flags
 	binary.BigEndian.PutUint16(b[14:], 65535)
-	pseudo := append(append(src.Addr().AsSlice(), dst.Addr().AsSlice()...), 0, unix.IPPROTO_TCP, 0, byte(len(b)))
-	binary.BigEndian.PutUint16(b[16:], Checksum(append(pseudo, b...)))
+	binary.BigEndian.PutUint16(b[16:], Checksum(append(pseudo(src.Addr(), dst.Addr(), unix.IPPROTO_TCP, len(b)), b...)))
 	return b
 }
 
-// ICMPError makes an ICMP error about packet: destination unreachable, port.
-func ICMPError(packet []byte) []byte {
+// pseudo is the header that checksums cover besides; that of IPv6 holds the same
+// in other places.
+func pseudo(src, dst netip.Addr, protocol byte, length int) []byte {
+	return append(append(src.AsSlice(), dst.AsSlice()...), 0, protocol, byte(length>>8), byte(length))
+}
+
+// ICMPError makes an error about packet, from src to dst: destination
+// unreachable, port.
+func ICMPError(src, dst netip.Addr, packet []byte) []byte {
+	if src.Is6() {
+		b := append([]byte{1, 4, 0, 0, 0, 0, 0, 0}, packet[:min(len(packet), 48)]...)
+		binary.BigEndian.PutUint16(b[2:], Checksum(append(pseudo(src, dst, unix.IPPROTO_ICMPV6, len(b)), b...)))
+		return b
+	}
 	b := append([]byte{3, 3, 0, 0, 0, 0, 0, 0}, packet[:min(len(packet), 28)]...)
 	binary.BigEndian.PutUint16(b[2:], Checksum(b))
 	return b
