@@ -52,9 +52,12 @@ set -x
 		for line := range strings.Lines(string(block[1])) {
 			commands++
 			script += line
-			if strings.HasPrefix(line, "nats-server --config") {
-				// A person takes longer than NATS.
-				script += "for i in $(seq 100); do (exec 3<>/dev/tcp/127.0.0.1/4222) 2>/dev/null && break; sleep 0.1; done\n"
+			// A person takes longer than NATS.
+			switch {
+			case strings.HasPrefix(line, "nats-server --config"):
+				script += "for i in $(seq 300); do (exec 3<>/dev/tcp/127.0.0.1/4222) 2>/dev/null && break; sleep 0.1; done\n"
+			case strings.HasPrefix(line, "nats-server --signal stop"):
+				script += "wait\n"
 			}
 		}
 	}
@@ -70,7 +73,7 @@ set -x
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, want := range []string{
-		"wrote nats/nats.conf", "stream EGRESS_AUDIT created", "0 events of 0 processes", "wrote gateways/gw3/gateway.env",
+		"wrote nats/nats.conf", "stream EGRESS_AUDIT created", "\nbucket egress-status created\n+ egressctl audit", "0 events of 0 processes", "wrote gateways/gw3/gateway.env",
 		"wrote gateways/gw1/client.nk", "ca/ca.crt", "is up to date; nothing was changed",
 	} {
 		if !strings.Contains(string(out), want) {

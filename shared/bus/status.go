@@ -43,6 +43,7 @@ type StatusWriter struct {
 	lastSeq uint64            // the bucket held at least so much
 	written map[string][]byte // what the bucket holds of ours; nil = not known
 	failed  bool              // the last Sync failed
+	keys    uint64            // of all gateways, at the last look
 	doubted time.Time         // when to write everything again; zero = never
 }
 
@@ -109,7 +110,43 @@ func (w *StatusWriter) check(ctx context.Context) {
 		w.forget()
 	case !known || failed:
 		poke(w.changed)
+	default:
+		w.look(ctx, stream)
 	}
+}
+
+// look asks for the names of our keys when the bucket has fewer keys than a
+// moment ago, which is usual; that ours are gone is not. Whoever may write to the
+// bucket can have all of it erased.
+func (w *StatusWriter) look(ctx context.Context, stream jetstream.Stream) {
+	keys := stream.CachedInfo().State.NumSubjects
+	w.mu.Lock()
+	fewer := keys < max(w.keys, uint64(len(w.written)))
+	w.keys = keys
+	w.mu.Unlock()
+	if !fewer {
+		return
+	}
+	info, err := w.names(ctx, stream)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		w.keys = keys + 1 // again
+		return
+	}
+	for key := range w.written {
+		if _, there := info.State.Subjects[subjectOf(StatusBucket, key)]; !there {
+			delete(w.written, key)
+			poke(w.changed)
+		}
+	}
+}
+
+// names returns the bucket's account with the names of our keys.
+func (w *StatusWriter) names(ctx context.Context, stream jetstream.Stream) (*jetstream.StreamInfo, error) {
+	return request(ctx, w.conn, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+		return stream.Info(ctx, jetstream.WithSubjectFilter(subjectOf(StatusBucket, w.gateway+".>")))
+	})
 }
 
 // forget makes the next Sync write everything.
@@ -198,9 +235,7 @@ func (w *StatusWriter) read(ctx context.Context) (map[string][]byte, incarnation
 	if err != nil {
 		return nil, incarnation{}, err
 	}
-	info, err := request(ctx, w.conn, func(ctx context.Context) (*jetstream.StreamInfo, error) {
-		return stream.Info(ctx, jetstream.WithSubjectFilter(subjectOf(StatusBucket, w.gateway+".>")))
-	})
+	info, err := w.names(ctx, stream)
 	if err != nil {
 		return nil, incarnation{}, fmt.Errorf("list keys of %s in bucket %s: %w", w.gateway, StatusBucket, err)
 	}
