@@ -71,9 +71,11 @@ func TestRelated(t *testing.T) {
 		if got, err := nettest.Ask(c); err == nil || !strings.Contains(err.Error(), "refused") {
 			t.Errorf("the pod should be told that nobody listens: %q, %v", got, err)
 		}
-		if n := countErrors(in.Packets(), func(outer, inner onWire) bool {
-			return outer.dst.String() == p.bluePod && inner.src.String() == p.bluePod
-		}); n == 0 {
+		if !soon(func() bool {
+			return countErrors(in.Packets(), func(outer, inner onWire) bool {
+				return outer.dst.String() == p.bluePod && inner.src.String() == p.bluePod
+			}) > 0
+		}) {
 			t.Error("no ICMP error for the pod's address arrived at the node")
 		}
 
