@@ -102,6 +102,19 @@ func (a *fakeAudit) Emit(events ...publish.AuditEvent) error {
 	return nil
 }
 
+// kinds returns the kinds of the events about a tenant, in their order.
+func (a *fakeAudit) kinds(name string) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []string
+	for _, e := range a.events {
+		if e.Data.Tenant == name {
+			out = append(out, e.Kind)
+		}
+	}
+	return out
+}
+
 // ids returns the distinct ids of the events of a kind about a tenant.
 func (a *fakeAudit) ids(kind, name string) []string {
 	a.mu.Lock()

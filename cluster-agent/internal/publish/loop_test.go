@@ -5,6 +5,7 @@ package publish_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -108,6 +109,9 @@ func TestATenantsLife(t *testing.T) {
 	w.ask("life-blue", "public")
 	if blue := w.allocated("life-blue"); addr(blue.Spec.EgressIPs) != "192.168.55.113" {
 		t.Errorf("the tenant came back and got %s, want its own 192.168.55.113", addr(blue.Spec.EgressIPs))
+	}
+	if kinds := w.audit.kinds("life-blue"); !slices.Equal(kinds[:2], []string{"alloc", "apb"}) {
+		t.Errorf("a route was told before the addresses that it leads to: %v", kinds)
 	}
 	if n := len(w.audit.ids("alloc", "life-blue")); n != 2 {
 		t.Errorf("%d allocations of life-blue in the audit, want 2", n)

@@ -48,6 +48,7 @@ type want struct {
 	refused *derive.Refusal        // by the allocation
 	stored  *v1alpha1.EgressTenant // as written in this pass
 	route   *derive.Refusal        // why its route can not be what it should be
+	audited bool                   // its allocation was told in this pass
 
 	ready    bool   // as its status says now
 	notReady string // the reason, if it is not
@@ -113,6 +114,7 @@ func (p *pass) generation(pool string) int64 {
 const (
 	stepQuarantine = "quarantine"
 	stepAllocate   = "allocate"
+	stepAudit      = "audit"
 	stepRoutes     = "routes"
 	stepRelease    = "release"
 	stepStatus     = "status"
@@ -132,6 +134,7 @@ func (l *Loop) pass(ctx context.Context) (*pass, error) {
 	step(stepQuarantine, p.restVanished(ctx))
 	step(stepAllocate, p.allocate(ctx))
 	p.tell(p.leaving)
+	step(stepAudit, p.tellAllocations())
 	step(stepRoutes, p.applyRoutes(ctx))
 	step(stepRelease, p.release(ctx))
 	step(stepStatus, p.writeStatus(ctx))

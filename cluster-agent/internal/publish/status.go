@@ -119,18 +119,48 @@ func (p *pass) programmed(o *v1alpha1.EgressTenant, reports []tenant.Status, con
 	return o.Status.Gateway, derive.No("NATSUnavailable", "generation %d will be sent to the gateways as soon as NATS is back", o.Generation)
 }
 
+// tellAllocations emits what is stored and was not told yet, ahead of what
+// follows from it: the routes. The status remembers that it was told.
+func (p *pass) tellAllocations() error {
+	var told []*want
+	var events []AuditEvent
+	for _, w := range p.wants {
+		if o := w.object(); o != nil && !w.undecided() && o.Status.AuditedGeneration < o.Generation && len(o.Spec.EgressIPs) > 0 {
+			told, events = append(told, w), append(events, p.allocation(w, o))
+		}
+	}
+	if len(events) == 0 {
+		return nil
+	}
+	if err := p.Audit.Emit(events...); err != nil {
+		return fmt.Errorf("allocations: %w", err)
+	}
+	for _, w := range told {
+		w.audited = true
+	}
+	return nil
+}
+
+// allocation is the event of the addresses that an EgressTenant holds.
+func (p *pass) allocation(w *want, o *v1alpha1.EgressTenant) AuditEvent {
+	e := AuditEvent{Kind: KindAlloc, Subject: "tenant/" + w.Name, ID: fmt.Sprintf("alloc-%s-%d", o.UID, o.Generation), Data: dataOf(o)}
+	e.Data.Operation = "change"
+	now := derive.Allocated(o.Spec, w.Want, w.why(), p.derived)
+	if now.Status == metav1.ConditionTrue && !meta.IsStatusConditionTrue(o.Status.Conditions, v1alpha1.ConditionAllocated) {
+		e.Data.Operation = "allocate"
+	}
+	return e
+}
+
 // announce emits what the change of a status means. The status is written
 // afterwards: after a crash in between everything is emitted again, with the
 // same ids.
 func (p *pass) announce(w *want, o *v1alpha1.EgressTenant, next v1alpha1.EgressTenantStatus) error {
 	var events []AuditEvent
 	if o.Status.AuditedGeneration < o.Generation && len(o.Spec.EgressIPs) > 0 {
-		e := AuditEvent{Kind: KindAlloc, Subject: "tenant/" + w.Name, ID: fmt.Sprintf("alloc-%s-%d", o.UID, o.Generation), Data: dataOf(o)}
-		e.Data.Operation = "change"
-		if meta.IsStatusConditionTrue(next.Conditions, v1alpha1.ConditionAllocated) && !meta.IsStatusConditionTrue(o.Status.Conditions, v1alpha1.ConditionAllocated) {
-			e.Data.Operation = "allocate"
+		if !w.audited {
+			events = append(events, p.allocation(w, o))
 		}
-		events = append(events, e)
 		p.tellMembers(o.Spec.Namespaces, false, "Allocated", fmt.Sprintf("tenant %q leaves with %s (next hop %s, pool %q)", w.Name, list(o.Spec.EgressIPs), list(o.Spec.GatewayIPs), o.Spec.Pool))
 		if c := meta.FindStatusCondition(next.Conditions, v1alpha1.ConditionAllocated); c != nil && c.Status == metav1.ConditionTrue && len(derive.Lacking(o.Spec, p.derived.Families)) > 0 {
 			p.tellMembers(o.Spec.Namespaces, true, c.Reason, c.Message)
