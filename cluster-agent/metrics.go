@@ -18,6 +18,7 @@ type figures struct {
 	bus    interface {
 		Connected() bool
 		ServerClock() (ahead, uncertain time.Duration, known bool)
+		Expiries() map[string]time.Time
 	}
 	gateways interface {
 		Ages() map[string]time.Duration
@@ -56,8 +57,14 @@ func (f figures) Collect(out chan<- prometheus.Metric) {
 		gauge("egress_nats_clock_skew_seconds", "How far the clock of the NATS server is ahead of this machine's.", ahead.Seconds())
 		gauge("egress_nats_clock_uncertainty_seconds", "How far egress_nats_clock_skew_seconds can be wrong: half of the shortest round trip.", uncertain.Seconds())
 	}
+	gaugeOf := func(name, help string, value float64, label, of string) {
+		send(prometheus.GaugeValue, name, help, value, []string{label}, []string{of})
+	}
+	for which, ends := range f.bus.Expiries() {
+		gaugeOf("egress_nats_certificate_expiry_timestamp_seconds", "When a certificate of the connection to NATS ends.", float64(ends.Unix()), "certificate", which)
+	}
 	for name, age := range f.gateways.Ages() {
-		send(prometheus.GaugeValue, "egress_gateway_report_age_seconds", "Time since the gateway's last report of itself came.", age.Seconds(), []string{"gateway"}, []string{name})
+		gaugeOf("egress_gateway_report_age_seconds", "Time since the gateway's last report of itself came.", age.Seconds(), "gateway", name)
 	}
 	gauge("egress_audit_spool_events", "Audit events that NATS has not taken yet.", float64(f.audit.Pending()))
 	send(prometheus.CounterValue, "egress_audit_dropped_total", "Audit events that were lost: the spool was full or damaged.", float64(f.audit.Dropped()), nil, nil)

@@ -20,6 +20,7 @@ import (
 	"egress-gateway.io/cluster-agent/internal/derive"
 	"egress-gateway.io/cluster-agent/internal/kube"
 	"egress-gateway.io/cluster-agent/internal/publish"
+	"egress-gateway.io/shared/bus"
 	"egress-gateway.io/shared/daemon"
 )
 
@@ -32,6 +33,10 @@ type fakeBus struct{}
 
 func (fakeBus) Connected() bool                                           { return true }
 func (fakeBus) ServerClock() (ahead, uncertain time.Duration, known bool) { return 1, 1, true }
+
+func (fakeBus) Expiries() map[string]time.Time {
+	return map[string]time.Time{bus.CertCA: time.Unix(1795304380, 0)}
+}
 
 type fakeGateways struct{}
 

@@ -35,6 +35,9 @@ func (fakeBus) Connected() bool { return true }
 func (fakeBus) ServerClock() (ahead, uncertain time.Duration, known bool) {
 	return time.Second, time.Millisecond, true
 }
+func (fakeBus) Expiries() map[string]time.Time {
+	return map[string]time.Time{bus.CertClient: time.Unix(1795304380, 0)}
+}
 func (fakeBus) Rejected() map[string]uint64 { return map[string]uint64{"older": 1} }
 func (fakeBus) Signs() map[string]bus.Sign {
 	return map[string]bus.Sign{"c1": {Age: time.Second, Ahead: time.Second, AheadKnown: true}}

@@ -33,6 +33,7 @@ type scraped struct {
 		Connected() bool
 		ServerClock() (ahead, uncertain time.Duration, known bool)
 		Signs() map[string]bus.Sign
+		Expiries() map[string]time.Time
 		Rejected() map[string]uint64
 	}
 	audit interface {
@@ -126,6 +127,9 @@ func (s scraped) collectBus(to sink) {
 	if ahead, uncertain, known := s.bus.ServerClock(); known {
 		to.gauge("egress_nats_clock_skew_seconds", "How far the clock of the NATS server is ahead of this machine's.", ahead.Seconds())
 		to.gauge("egress_nats_clock_uncertainty_seconds", "How far egress_nats_clock_skew_seconds can be wrong: half of the shortest round trip.", uncertain.Seconds())
+	}
+	for which, ends := range s.bus.Expiries() {
+		to.gauge("egress_nats_certificate_expiry_timestamp_seconds", "When a certificate of the connection to NATS ends.", float64(ends.Unix()), "certificate", which)
 	}
 	for reason, n := range s.bus.Rejected() {
 		if reason == "older" {

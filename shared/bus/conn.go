@@ -38,6 +38,8 @@ type Conn struct {
 	js  jetstream.JetStream
 	log *slog.Logger
 
+	certFile, caFile string // empty without TLS
+
 	asyncErrors atomic.Uint64
 	probing     atomic.Bool // the server is being asked whether it is there
 	clock       serverClock
@@ -126,7 +128,7 @@ func Connect(ctx context.Context, cfg Config, name string, log *slog.Logger, opt
 	if o.local != nil {
 		cfg.URL, cfg.CAFile, cfg.CertFile, cfg.KeyFile, cfg.TLSFirst = []string{inProcessURL}, "", "", "", false
 	}
-	c := &Conn{log: log, changed: make(chan struct{})}
+	c := &Conn{log: log, certFile: cfg.CertFile, caFile: cfg.CAFile, changed: make(chan struct{})}
 	natsOpts, key, err := cfg.options()
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS: %w", err)

@@ -63,6 +63,11 @@ func TestTLS(t *testing.T) {
 			c := must(Connect(t.Context(), cfg, "gw1", quiet()))
 			t.Cleanup(func() { _ = c.Close() })
 			eventually(t, "the connection", c.Connected)
+			for _, which := range []string{CertClient, CertCA, CertServer} {
+				if left := time.Until(c.Expiries()[which]); left < 50*time.Minute || left > time.Hour {
+					t.Errorf("the %s certificate ends in %s, want an hour", which, left)
+				}
+			}
 		})
 	}
 }

@@ -20,11 +20,12 @@ import (
 // emptyWhenWell are the queries of the dashboard that have no result in a world
 // in which nothing is wrong, and why.
 var emptyWhenWell = map[string]string{
-	`sum by (reason) (egress_tenants_not_ready)`:                                                                          "there is a series for each reason that some tenant has",
-	`sum by (node, tenant) (egress_gateway_stray_packets{instance=~"$gateway"})`:                                          "there is a series for each node that sends past a tenant's link, while it does",
-	`sum by (tenant) (increase(egress_gateway_tenant_node_ip_sources_total{instance=~"$gateway",tenant=~"$tenant"}[5m]))`: "there is a series for each tenant of which a connection came with a node's address",
-	`egress_neighbour_entries{instance=~"$gateway"}`:                                                                      "the kernel shows its neighbour tables in the machine's first network namespace only",
-	`egress_neighbour_limit{instance=~"$gateway"}`:                                                                        "the same",
+	`sum by (reason) (egress_tenants_not_ready)`:                                                                                                      "there is a series for each reason that some tenant has",
+	`sum by (node, tenant) (egress_gateway_stray_packets{instance=~"$gateway"})`:                                                                      "there is a series for each node that sends past a tenant's link, while it does",
+	`sum by (tenant) (increase(egress_gateway_tenant_node_ip_sources_total{instance=~"$gateway",tenant=~"$tenant"}[5m]))`:                             "there is a series for each tenant of which a connection came with a node's address",
+	`topk(20, sum by (tenant, reason) (rate(egress_gateway_tenant_refused_packets_total{instance=~"$gateway",tenant=~"$tenant"}[$__rate_interval])))`: "there is a series for each tenant of which something was refused",
+	`egress_neighbour_entries{instance=~"$gateway"}`:                                                                                                  "the kernel shows its neighbour tables in the machine's first network namespace only",
+	`egress_neighbour_limit{instance=~"$gateway"}`:                                                                                                    "the same",
 }
 
 const prometheusURL = "http://127.0.0.1:9090"

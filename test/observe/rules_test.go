@@ -82,6 +82,7 @@ func TestPromtool(t *testing.T) {
 	for _, args := range [][]string{
 		{"check", "rules", "--lint=all", "--lint-fatal", filepath.Base(rulesFile)},
 		{"test", "rules", filepath.Base(testsFile)},
+		{"check", "config", "prometheus.example.yaml"},
 	} {
 		if out, err := promtool(t, args...); err != nil {
 			t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)
@@ -216,6 +217,82 @@ func TestRegistryChecks(t *testing.T) {
 		got := strings.Join(r.Check(expr), "; ")
 		if want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%s: %q, want %q", expr, got, want)
+		}
+	}
+}
+
+// operatorFile holds the same rules for the Prometheus Operator; UPDATE_GOLDEN=1
+// writes it.
+const operatorFile = root + "/deploy/prometheus/operator.yaml"
+
+const operatorHead = `# SPDX-License-Identifier: Apache-2.0
+#
+# For the Prometheus Operator: scrapes the cluster-agents, and has the alert rules.
+# Made from egress-gateway.rules.yaml: UPDATE_GOLDEN=1 go test ./test/observe
+apiVersion: monitoring.coreos.com/v1
+kind: PodMonitor
+metadata:
+  name: cluster-agent
+  namespace: egress-gateway
+spec:
+  selector:
+    matchLabels:
+      app.kubernetes.io/name: cluster-agent
+  podMetricsEndpoints:
+  - port: metrics
+---
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: egress-gateway
+  namespace: egress-gateway
+spec:
+`
+
+func TestOperatorHasTheSameRules(t *testing.T) {
+	t.Parallel()
+	rules, err := os.ReadFile(rulesFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, groups, ok := strings.Cut(string(rules), "\ngroups:\n")
+	if !ok {
+		t.Fatal("no groups in " + rulesFile)
+	}
+	var want strings.Builder
+	want.WriteString(operatorHead)
+	for line := range strings.Lines("groups:\n" + groups) {
+		if line != "\n" {
+			want.WriteString("  ")
+		}
+		want.WriteString(line)
+	}
+	if os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(operatorFile, []byte(want.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	have, err := os.ReadFile(operatorFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != want.String() {
+		t.Errorf("%s does not hold the rules of %s; UPDATE_GOLDEN=1 go test ./test/observe writes it", operatorFile, rulesFile)
+	}
+	// What it selects is what the deployment has.
+	deployment, err := os.ReadFile(root + "/deploy/base/deployment.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"\n  namespace: egress-gateway\n", "\n        app.kubernetes.io/name: cluster-agent\n", "\n        - name: metrics\n"} {
+		if !strings.Contains(string(deployment), part) {
+			t.Errorf("deploy/base/deployment.yaml lacks %q", part)
+		}
+	}
+	for doc := range strings.SplitSeq(string(have), "\n---\n") {
+		var object struct{ Kind string }
+		if err := yaml.Unmarshal([]byte(doc), &object); err != nil || object.Kind == "" {
+			t.Errorf("%.60q is no object: %v", doc, err)
 		}
 	}
 }
