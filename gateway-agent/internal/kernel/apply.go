@@ -20,8 +20,8 @@ var errUnprotected = errors.New("not tried: the protection that has to stand bef
 // that one tenant does not keep the others. A tenant's steps after its first
 // failure are not tried and not reported. Without steps it does nothing.
 // Carrying out a step that was carried out before is no error. Once a step that
-// protects all tenants has failed, no link and no address is added before the
-// next look.
+// protects all tenants has failed, no link, no address and no element of the
+// guard is added before the next look.
 func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 	a := applier{k: k, ctx: ctx, failed: make(map[string]bool)}
 	k.hearOthers()
@@ -38,6 +38,9 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 		}
 		switch kind {
 		case kindGuard:
+			if row = a.protected(row); len(row) == 0 {
+				continue
+			}
 			a.row(row, func(ctx context.Context, steps []plan.Step) error {
 				return k.following(steps, 1, func() error { return k.applyGuard(ctx, steps) })
 			}, k.singleGuard)
@@ -105,6 +108,23 @@ func (a *applier) still(steps []plan.Step) []plan.Step {
 		return steps
 	}
 	return plan.Without(steps, a.failed)
+}
+
+// protected returns the steps that can be tried: without the guard nothing is
+// added to it.
+func (a *applier) protected(steps []plan.Step) []plan.Step {
+	if !a.k.unprotected {
+		return steps
+	}
+	var out []plan.Step
+	for _, s := range steps {
+		if _, adds := s.(plan.AddElement); adds && !a.failed[s.Tenant()] {
+			a.fail(s, errUnprotected)
+		} else if !adds {
+			out = append(out, s)
+		}
+	}
+	return out
 }
 
 // hearOthers takes in what others have changed since the last look, for the next

@@ -86,7 +86,7 @@ func TestDualStack(t *testing.T) {
 		expectAt(t, l.gw, "::", near, "fd00:55::12")
 
 		// Without the SNAT rule nothing leaves; without the tenant's IPv6 neither.
-		l.gw.Run("ip6" + strings.Split(t.Name(), "/")[1][2:] + " -t nat -F")
+		l.gw.Run("ip6" + strings.Split(t.Name(), "/")[1][2:] + " -t nat -F; nft flush map inet egw-guard translate6")
 		if got := l.node1.Seen("udp", "fd01::10", server6); !strings.Contains(got, "timeout") {
 			t.Errorf("without SNAT: %s", got)
 		}
@@ -128,10 +128,11 @@ func TestLeaksIPv6(t *testing.T) {
 
 		// Somebody flushes tables: the exit guard is left.
 		l.node1.Run("ip -6 route replace default via fd00:99::13 table 100")
-		for _, table := range []string{"mangle", "filter", "nat"} {
-			l.gw.Run("ip6" + backend[2:] + " -t " + table + " -F")
-			closed("after a flush of "+table, "udp", "fd01::10")
-			closed("after a flush of "+table, "tcp", "fd01::10")
+		flush := "ip6" + backend[2:] + " -t "
+		for _, damage := range []string{flush + "nat -F; nft flush map inet egw-guard translate6", flush + "filter -F", "nft flush map inet egw-guard links6"} {
+			l.gw.Run(damage)
+			closed("after "+damage, "udp", "fd01::10")
+			closed("after "+damage, "tcp", "fd01::10")
 		}
 		// A pod network that nobody told of, through the link.
 		l.serve(in)

@@ -79,17 +79,17 @@ func (k *Kernel) closeElements() {
 func queueElement(c *nftables.Conn, s plan.Step) error {
 	switch s := s.(type) {
 	case plan.AddElement:
-		key, err := elementKey(s.Element)
+		e, err := guardElement(s.Element)
 		if err != nil {
 			return err
 		}
-		return c.SetAddElements(guardSet(s.Set), []nftables.SetElement{{Key: key}})
+		return c.SetAddElements(guardSet(s.Set), []nftables.SetElement{e})
 	case plan.DelElement:
-		key, err := elementKey(s.Element)
+		e, err := guardElement(s.Element)
 		if err != nil {
 			return err
 		}
-		return c.SetDeleteElements(guardSet(s.Set), []nftables.SetElement{{Key: key}})
+		return c.SetDeleteElements(guardSet(s.Set), []nftables.SetElement{e})
 	case plan.AddNeighbour:
 		if s.Was != "" {
 			if err := queueElement(c, plan.DelNeighbour{Of: s.Of, IP: s.IP, MAC: s.Was}); err != nil {
@@ -124,30 +124,41 @@ func neighbourElement(ip netip.Addr, mac string) (*nftables.Set, []nftables.SetE
 	return &nftables.Set{Table: table, Name: plan.NeighbourMap(tenant.FamilyOf(ip))}, []nftables.SetElement{{Key: ip.AsSlice(), Val: hw}}, nil
 }
 
-// elementKey encodes an element as plans write it: an address, or "link . mark .
-// address". The kernel compares bytes: names are filled up with zeros, marks
-// are numbers of the machine, addresses are as in packets.
-func elementKey(e string) ([]byte, error) {
-	link, rest, joined := strings.Cut(e, " . ")
-	if !joined {
-		a, err := netip.ParseAddr(e)
-		return a.AsSlice(), err
+// guardElement encodes an element as plans write it: parts joined by " . ", and
+// in a map " : " and a value. The kernel compares bytes.
+func guardElement(text string) (e nftables.SetElement, err error) {
+	key, value, mapped := strings.Cut(text, " : ")
+	for p := range strings.SplitSeq(key, " . ") {
+		b, err := encodePart(p)
+		if err != nil {
+			return e, fmt.Errorf("element %q: %w", text, err)
+		}
+		e.Key = append(e.Key, b...)
 	}
-	mark, ip, _ := strings.Cut(rest, " . ")
-	m, err := strconv.ParseUint(mark, 0, 32)
-	if err != nil {
-		return nil, fmt.Errorf("element %q: %w", e, err)
+	if mapped {
+		if e.Val, err = encodePart(value); err != nil {
+			return e, fmt.Errorf("element %q: %w", text, err)
+		}
 	}
-	a, err := netip.ParseAddr(ip)
-	if err != nil {
-		return nil, fmt.Errorf("element %q: %w", e, err)
+	return e, nil
+}
+
+// encodePart encodes a mark, a number of the machine; an address, as in packets;
+// or a name of a link, which is filled up with zeros.
+func encodePart(p string) ([]byte, error) {
+	if strings.HasPrefix(p, "0x") {
+		m, err := strconv.ParseUint(p, 0, 32)
+		return binary.NativeEndian.AppendUint32(nil, uint32(m)), err
 	}
-	if len(link) >= unix.IFNAMSIZ {
-		return nil, fmt.Errorf("element %q: %q is no name of a link", e, link)
+	if a, err := netip.ParseAddr(p); err == nil {
+		return a.AsSlice(), nil
 	}
-	key := make([]byte, unix.IFNAMSIZ, unix.IFNAMSIZ+4+16)
-	copy(key, link)
-	return append(binary.NativeEndian.AppendUint32(key, uint32(m)), a.AsSlice()...), nil
+	if p == "" || len(p) >= unix.IFNAMSIZ || strings.ContainsAny(p, " /:") {
+		return nil, fmt.Errorf("%q is no mark, no address and no name of a link", p)
+	}
+	name := make([]byte, unix.IFNAMSIZ)
+	copy(name, p)
+	return name, nil
 }
 
 // isMissing tells the error about what does not exist. The library wraps some

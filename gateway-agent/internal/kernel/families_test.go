@@ -178,3 +178,6 @@ func (p plane) leaked() int {
 
 // rule is the name of a rule of the guard for the family.
 func (p plane) rule(what string) string { return fmt.Sprintf("%s %s", what, p.family) }
+
+// set names the set or map of the guard that is for p's family.
+func (p plane) set(kind string) string { return fmt.Sprintf("%s%d", kind, p.family) }

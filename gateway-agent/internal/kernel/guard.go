@@ -18,6 +18,7 @@ type nftObject struct {
 		Elem []json.RawMessage `json:"elem"`
 	} `json:"set"`
 	Map *struct {
+		Name string               `json:"name"`
 		Elem [][2]json.RawMessage `json:"elem"`
 	} `json:"map"`
 	Rule *struct {
@@ -67,6 +68,12 @@ func (k *Kernel) observeGuard(ctx context.Context) (plan.Guard, error) {
 				set[element(e, strings.HasPrefix(o.Set.Name, "pods"))] = ""
 			}
 			g.Sets[o.Set.Name] = set
+		case o.Map != nil:
+			set := make(plan.GuardSet, len(o.Map.Elem))
+			for _, e := range o.Map.Elem {
+				set[part(e[0])+" : "+part(e[1])] = ""
+			}
+			g.Sets[o.Map.Name] = set
 		case o.Rule != nil:
 			g.Rules = append(g.Rules, plan.GuardRule{Chain: o.Rule.Chain, Comment: o.Rule.Comment})
 		}
@@ -74,8 +81,8 @@ func (k *Kernel) observeGuard(ctx context.Context) (plan.Guard, error) {
 	return g, err
 }
 
-// element writes an element of a set as plans do: an address, a prefix, or
-// "link . mark . address". What is none of these comes out as JSON, and so is replaced.
+// element writes an element of a set as plans do: an address, a prefix, or parts
+// joined by " . ". What is none of these comes out as JSON, and so is replaced.
 func element(raw json.RawMessage, prefixes bool) string {
 	var addr string
 	if json.Unmarshal(raw, &addr) == nil {
@@ -91,7 +98,7 @@ func element(raw json.RawMessage, prefixes bool) string {
 			Addr string `json:"addr"`
 			Len  int    `json:"len"`
 		} `json:"prefix"`
-		Concat []any `json:"concat"`
+		Concat []json.RawMessage `json:"concat"`
 	}
 	if json.Unmarshal(raw, &e) != nil {
 		return string(raw)
@@ -99,10 +106,25 @@ func element(raw json.RawMessage, prefixes bool) string {
 	if e.Prefix != nil {
 		return fmt.Sprintf("%s/%d", e.Prefix.Addr, e.Prefix.Len)
 	}
-	if len(e.Concat) == 3 {
-		if mark, ok := e.Concat[1].(float64); ok {
-			return fmt.Sprintf("%v . %#x . %v", e.Concat[0], uint32(mark), e.Concat[2])
-		}
+	var parts []string
+	for _, p := range e.Concat {
+		parts = append(parts, part(p))
+	}
+	if len(parts) > 0 {
+		return strings.Join(parts, " . ")
+	}
+	return string(raw)
+}
+
+// part writes a name, an address or a mark.
+func part(raw json.RawMessage) string {
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		return text
+	}
+	var mark uint32
+	if json.Unmarshal(raw, &mark) == nil {
+		return fmt.Sprintf("%#x", mark)
 	}
 	return string(raw)
 }

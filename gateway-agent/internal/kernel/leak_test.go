@@ -162,14 +162,16 @@ func TestHoles(t *testing.T) {
 		stop := l.traffic()
 		defer stop()
 		for name, damage := range map[string]string{
-			"(b) marked, no SNAT":             iptables + " -t nat -F EGW-S00",
+			"(b) marked, no SNAT":             iptables + " -t nat -F EGW-S00; nft flush map inet egw-guard translate4",
+			"(b) marked, no SNAT but by maps": iptables + " -t nat -F EGW-S00",
+			"(b) marked, no SNAT by maps":     "nft flush map inet egw-guard translate4; nft flush map inet egw-guard links4",
 			"(b) the whole nat table":         iptables + " -t nat -F",
-			"(b) somebody else's masquerade":  iptables + " -t nat -F; " + iptables + " -t nat -A POSTROUTING -o enp7s0 -j MASQUERADE",
-			"(c) no rules, link up":           iptables + " -t mangle -F; " + iptables + " -t nat -F",
-			"(e) everything flushed":          iptables + " -F; " + iptables + " -t nat -F; " + iptables + " -t mangle -F",
+			"(b) somebody else's masquerade":  "nft flush map inet egw-guard translate4; " + iptables + " -t nat -F; " + iptables + " -t nat -A POSTROUTING -o enp7s0 -j MASQUERADE",
+			"(c) no rules, link up":           "nft flush map inet egw-guard links4; " + iptables + " -t nat -F",
+			"(e) everything flushed":          iptables + " -F; " + iptables + " -t nat -F; nft flush map inet egw-guard links4; nft flush map inet egw-guard translate4",
 			"no guard but that in FORWARD":    "nft delete table inet egw-guard; " + iptables + " -t nat -F EGW-S00; sleep 0.05; nft list tables",
-			"wrong mark":                      iptables + " -t mangle -F EGW-M00; " + iptables + " -t mangle -A EGW-M00 -i eg001 -j MARK --set-xmark 0x200000/0xfff00000",
-			"forward guard gone, mark absent": iptables + " -F EGW-OUT; " + iptables + " -t mangle -F",
+			"wrong mark":                      "nft flush map inet egw-guard links4; " + iptables + " -t nat -F EGW-M00; " + iptables + " -t nat -A EGW-M00 -i eg001 -j MARK --set-xmark 0x200000/0xfff00000",
+			"forward guard gone, mark absent": "nft flush map inet egw-guard links4; " + iptables + " -F EGW-OUT; " + iptables + " -t nat -F EGW-MARK",
 		} {
 			if name == "no guard but that in FORWARD" {
 				continue // shown to leak below

@@ -178,24 +178,25 @@ func (p plane) guardCases(mgmt *nettest.Net, third, stranger string) []guardCase
 	past := func() { p.stale(p.blueGateway); pod() }
 	podSource, notOwned := p.rule("pod source"), p.rule("source not the tenant's")
 	const noForwardGuard = "IPTABLES -F EGW-FWD"
+	noTranslation := "IPTABLES -t nat -F EGW-S00; nft flush map inet egw-guard " + p.set("translate")
 	route := p.in.Nodes[0].Subnets[0].String()
 	if p.family == tenant.IPv6 {
 		route = p.in.Nodes[0].Subnets[1].String()
 	}
 	return []guardCase{
-		{name: "forward guard, for packets that nobody marked", cause: "nft delete table inet egw-guard; IPTABLES -t mangle -F EGW-MARK",
+		{name: "forward guard, for packets that nobody marked", cause: "nft delete table inet egw-guard; IPTABLES -t nat -F EGW-MARK",
 			chains: []string{"filter EGW-OUT"}, provoke: pod, at: outside, wrong: from(p.bluePod)},
 		{name: "forward guard, for packets past the tenant's link", cause: "nft delete table inet egw-guard",
 			chains: []string{"filter EGW-OUT"}, provoke: past, at: outside, wrong: from(p.bluePod)},
 		{name: "exit guard, for packets past the tenant's link", cause: noForwardGuard,
 			rules: []string{podSource}, provoke: past, at: outside, wrong: from(p.bluePod)},
-		{name: "exit guard, for marked packets without a SNAT rule", cause: "IPTABLES -t nat -F EGW-S00",
+		{name: "exit guard, for marked packets without a SNAT rule", cause: noTranslation,
 			rules: []string{podSource, notOwned, "tenant link untracked"}, provoke: pod, at: outside, wrong: from(p.bluePod)},
-		{name: "exit guard, for another's masquerade", cause: "IPTABLES -t nat -F EGW-S00; IPTABLES -t nat -A POSTROUTING -o enp7s0 -j MASQUERADE",
+		{name: "exit guard, for another's masquerade", cause: noTranslation + "; IPTABLES -t nat -A POSTROUTING -o enp7s0 -j MASQUERADE",
 			undo:  "IPTABLES -t nat -D POSTROUTING -o enp7s0 -j MASQUERADE",
 			rules: []string{notOwned, "tenant link untracked"}, provoke: pod, at: outside,
 			wrong: func(w onWire) bool { return w.src.String() == p.own && w.dport == 7 }},
-		{name: "exit guard, for a pod network that nobody told of", cause: "IPTABLES -t mangle -F EGW-MARK; " + noForwardGuard,
+		{name: "exit guard, for a pod network that nobody told of", cause: "IPTABLES -t nat -F EGW-MARK; nft flush map inet egw-guard " + p.set("links") + "; " + noForwardGuard,
 			rules: []string{"tenant link without mark", "tenant link untracked"}, provoke: send(l.node1, stranger, p.server), at: outside, wrong: from(stranger)},
 		{name: "exit guard, for what somebody keeps from connection tracking", cause: "IPTABLES -t raw -A PREROUTING -i eg+ -j CT --notrack; " + noForwardGuard,
 			undo:  "IPTABLES -t raw -D PREROUTING -i eg+ -j CT --notrack",
@@ -247,6 +248,7 @@ func TestHandOverNeedsBothGuards(t *testing.T) {
 			}
 			if !c.owners {
 				l.without(t, owners, p.iptables)
+				l.gw.Run("nft flush map inet egw-guard translate4; nft flush map inet egw-guard translate6") // as a repair would
 			}
 			in.Tenants[0].EgressIPs, in.Tenants[1].EgressIPs = in.Tenants[1].EgressIPs, in.Tenants[0].EgressIPs
 			want, _ := plan.Desired(in)

@@ -87,7 +87,7 @@ func TestRefusedByTenant(t *testing.T) {
 		}
 
 		// The exit guard, by link, and by mark past the link.
-		l.gw.Run(backend + " -t nat -F EGW-S00")
+		l.gw.Run(backend + " -t nat -F EGW-S00; nft flush map inet egw-guard translate4")
 		_ = l.node1.Seen("udp", bluePod, server)
 		counts(blueID, plan.RefusedExit, 1)
 		l.serve(in)
@@ -96,7 +96,7 @@ func TestRefusedByTenant(t *testing.T) {
 			t.Fatal(got, err)
 		}
 		l.stale(l.node1, "192.168.99.14")
-		l.gw.Run("nft flush set inet egw-guard owners4")
+		l.gw.Run("nft flush set inet egw-guard owners4; nft flush set inet egw-guard stale4")
 		_, _ = nettest.Ask(long)
 		counts(redID, plan.RefusedExit, 1)
 		guards := uint64(0)

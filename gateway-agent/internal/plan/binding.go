@@ -72,9 +72,12 @@ func ruleTenant(rule string) string {
 	return strings.Trim(v, `"`)
 }
 
-// ruleJump returns the chain that a rule jumps to, or its target.
+// ruleJump returns the chain that a rule jumps or goes to, or its target.
 func ruleJump(rule string) string {
-	v, _ := ruleValue(rule, "-j")
+	if v, jumps := ruleValue(rule, "-j"); jumps {
+		return v
+	}
+	v, _ := ruleValue(rule, "-g")
 	return v
 }
 

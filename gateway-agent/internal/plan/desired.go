@@ -288,16 +288,19 @@ func (b *builder) refuse(f tenant.Family, gateway netip.Addr, egress []netip.Add
 
 // serve adds what one family of a tenant needs, except its link.
 func (b *builder) serve(f tenant.Family, number int, id string, gateway netip.Addr, egress []netip.Addr) {
-	sets := b.state.Guard.Sets
+	sets, mark := b.state.Guard.Sets, Mark(b.in.Host.MarkMask, number)
 	b.claims[gateway] = "tenant " + id
 	sets[setName(setGateways, f)][gateway.String()] = id
 	for _, a := range egress {
 		b.claims[a] = "tenant " + id
 		b.state.Addrs[Addr{Dev: b.in.Host.External, IP: a}] = id
 		sets[setName(setEgress, f)][a.String()] = id
-		for _, e := range ownerElements(LinkName(number), b.in.Host.Internal, Mark(b.in.Host.MarkMask, number), a) {
-			sets[setName(setOwners, f)][e] = id
-		}
+		sets[setName(setOwners, f)][ownerElement(LinkName(number), mark, a)] = id
+		sets[setName(setStale, f)][staleElement(mark, a)] = id
+	}
+	sets[setName(mapLinks, f)][linkElement(LinkName(number), mark)] = id
+	if len(egress) == 1 {
+		sets[setName(mapTranslate, f)][translateElement(mark, egress[0])] = id
 	}
 	b.rules[f].tenant(number, id, egress)
 	b.rules[f].spills(number, id, egress, b.in.Spills)

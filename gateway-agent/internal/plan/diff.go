@@ -24,7 +24,8 @@ import (
 //	  bindings that another wants        next one begins
 //	connections of addresses that        the old holder's connections end before
 //	  change hands                       the new holder is served
-//	chains and rules that come
+//	chains and rules that come, and
+//	  what the guard's maps hold of them
 //	egress IPs that come
 //	connections of egress IPs that go, then these
 //	links that go                        the kernel takes its time, 20 ms
@@ -39,10 +40,12 @@ func Diff(want, have State) []Step {
 	d.routes()
 	d.linksGo()
 	d.disown()
+	d.untranslate()
 	d.tenantsGo()
 	d.unbind()
 	d.handOver()
 	d.rulesCome()
+	d.translateCome()
 	d.egressCome()
 	d.egressGo()
 	d.linksGone()

@@ -30,13 +30,13 @@ func (d *differ) guardFirst() {
 		return
 	}
 	if !want.sameShape(have) {
-		d.add(SetGuard{want})
-		d.have.Guard = want // the rest of the guard's steps have nothing to do
+		d.have.Guard = want.untranslating() // the rest of the guard's steps have nothing else to do
+		d.add(SetGuard{d.have.Guard})
 		return
 	}
 	for _, set := range sorted(want.Sets) {
 		missing := slices.DeleteFunc(sorted(want.Sets[set]), func(e string) bool { _, ok := have.Sets[set][e]; return ok })
-		if len(missing) == 0 || CountedSet(set) {
+		if len(missing) == 0 || CountedSet(set) || translates(set) {
 			continue
 		}
 		if intervalSet(set) {

@@ -53,8 +53,8 @@ func (d *differ) unbind() {
 	owners := d.owners()
 	var empty []ChainID
 	for _, id := range removalOrder(d.have.Chains) {
-		if !isTree(id.Name, chainMTree) && !isTree(id.Name, chainSTree) {
-			continue
+		if !isTree(id.Name, chainMTree) && !isTree(id.Name, chainSTree) || id.Table != "nat" {
+			continue // a tree in another table is an older version's: it goes last
 		}
 		if _, wanted := d.want.Chains[id]; !wanted && !isRoot(id.Name) {
 			empty = append(empty, id)
@@ -82,22 +82,24 @@ func (d *differ) unbind() {
 func (d *differ) disown() {
 	d.early = make(map[string]bool)
 	owners := d.owners()
-	for _, f := range tenant.Families() {
-		set := setName(setOwners, f)
-		bySuffix := make(map[string][]string)
-		for _, e := range sorted(d.have.Guard.Sets[set]) {
-			if i := strings.Index(e, " . "); i >= 0 {
-				bySuffix[e[i:]] = append(bySuffix[e[i:]], e)
-			}
+	gone := make(map[string]string) // bindings, as the elements name them, with their tenants
+	for b, id := range d.haveBound {
+		_, wanted := d.wantBound[b]
+		if d.contested(b) || !wanted && owners[b.mark] != id {
+			gone[staleElement(b.mark, b.ip)] = id
 		}
-		for _, b := range slices.SortedFunc(maps.Keys(d.haveBound), compareBinding) {
-			_, wanted := d.wantBound[b]
-			if !d.contested(b) && (wanted || owners[b.mark] == d.haveBound[b]) {
-				continue
-			}
-			for _, e := range bySuffix[ownerSuffix(b.mark, b.ip)] {
-				d.early[set+" "+e] = true
-				d.add(DelElement{d.haveBound[b], set, e})
+	}
+	for _, f := range tenant.Families() {
+		for _, set := range []string{setName(setOwners, f), setName(setStale, f)} {
+			for _, e := range sorted(d.have.Guard.Sets[set]) {
+				binding := e
+				if strings.HasPrefix(set, setOwners) {
+					_, binding, _ = strings.Cut(e, " . ")
+				}
+				if id, goes := gone[binding]; goes {
+					d.early[set+" "+e] = true
+					d.add(DelElement{id, set, e})
+				}
 			}
 		}
 	}
@@ -137,7 +139,7 @@ func (d *differ) handOver() {
 // before anything is translated, and translation before anything is marked.
 func (d *differ) rulesCome() {
 	ids := sortedFunc(d.want.Chains, func(a, b ChainID) int {
-		return cmp.Or(cmp.Compare(a.Family, b.Family), tableRank(a.Table)-tableRank(b.Table), compareChain(a, b))
+		return cmp.Or(cmp.Compare(a.Family, b.Family), rank(a)-rank(b), compareChain(a, b))
 	})
 	for _, id := range ids {
 		if _, exists := d.mid[id]; !exists {
@@ -224,11 +226,18 @@ func hookRules(hooks []Hook) []string {
 // removalOrder is the reverse of the order of rulesCome: marks end first.
 func removalOrder(chains map[ChainID][]string) []ChainID {
 	return sortedFunc(chains, func(a, b ChainID) int {
-		return cmp.Or(cmp.Compare(a.Family, b.Family), tableRank(b.Table)-tableRank(a.Table), compareChain(a, b))
+		return cmp.Or(cmp.Compare(a.Family, b.Family), rank(b)-rank(a), compareChain(a, b))
 	})
 }
 
-func tableRank(table string) int { return slices.Index([]string{"filter", "nat", "mangle"}, table) }
+// rank is the place of a chain in the order of rulesCome. Versions up to
+// November 2026 marked in mangle, where each packet paid for it.
+func rank(id ChainID) int {
+	if id.Name == chainMark || isTree(id.Name, chainMTree) {
+		return 2
+	}
+	return slices.Index([]string{"filter", "nat"}, id.Table)
+}
 
 func compareBinding(a, b binding) int {
 	return cmp.Or(a.ip.Compare(b.ip), cmp.Compare(a.mark, b.mark))

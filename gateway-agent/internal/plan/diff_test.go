@@ -299,10 +299,15 @@ func TestDiffRepairs(t *testing.T) {
 			id := ChainID{tenant.IPv4, "nat", "EGW-S00"}
 			s.Chains[id] = append(s.Chains[id], s.Chains[id][0])
 		},
-		"guard rule gone": func(s *State) { s.Guard.Rules = s.Guard.Rules[1:] },
-		"guard gone":      func(s *State) { s.Guard = Guard{Sets: map[string]GuardSet{}} },
-		"element gone":    func(s *State) { clear(s.Guard.Sets["owners4"]) },
-		"order":           func(s *State) { slices.Reverse(s.Chains[ChainID{tenant.IPv4, "filter", "EGW-OUT"}]) },
+		"guard rule gone":              func(s *State) { s.Guard.Rules = s.Guard.Rules[1:] },
+		"guard gone":                   func(s *State) { s.Guard = Guard{Sets: map[string]GuardSet{}} },
+		"element gone":                 func(s *State) { clear(s.Guard.Sets["owners4"]) },
+		"translating by a map is gone": func(s *State) { clear(s.Guard.Sets["translate4"]) },
+		"a map translates wrongly": func(s *State) {
+			s.Guard.Sets["translate4"] = GuardSet{"0x100000 : 192.168.55.114": "", "0x200000 : 192.168.55.113": "", "0x300000 : 192.168.55.199": ""}
+		},
+		"a map marks nobody": func(s *State) { clear(s.Guard.Sets["links4"]) },
+		"order":              func(s *State) { slices.Reverse(s.Chains[ChainID{tenant.IPv4, "filter", "EGW-OUT"}]) },
 		"foreign rule": func(s *State) {
 			id := ChainID{tenant.IPv4, "filter", "EGW-FWD"}
 			s.Chains[id] = append(s.Chains[id], "-j ACCEPT")
@@ -329,6 +334,7 @@ func TestDiffRepairs(t *testing.T) {
 			w := newWorld()
 			drive(t, w, Diff(want, w.state))
 			hit(&w.state)
+			w.damaged = true
 			steps := Diff(want, w.state)
 			if len(steps) == 0 {
 				t.Fatal("nothing is repaired")
@@ -349,16 +355,18 @@ func TestDiffTouchesOneTenant(t *testing.T) {
 	steps := text(Diff(mustDesired(t, in), w.state))
 	want2 := `nft 'add element inet egw-guard egress4 { 192.168.55.120 }'
 nft 'add element inet egw-guard owners4 { "eg001" . 0x100000 . 192.168.55.120 }'
-nft 'add element inet egw-guard owners4 { "enp1s0" . 0x100000 . 192.168.55.120 }'
+nft 'add element inet egw-guard stale4 { 0x100000 . 192.168.55.120 }'
+nft 'delete element inet egw-guard translate4 { 0x100000 : 192.168.55.113 }'
 iptables -w -t nat -D EGW-S00 -m mark --mark 0x100000/0xfff00000 -m comment --comment "demo/ns-blue" -j SNAT --to-source 192.168.55.113
 iptables -w -t nat -A EGW-S00 -m mark --mark 0x100000/0xfff00000 -m comment --comment "demo/ns-blue" -j SNAT --to-source 192.168.55.120
+nft 'add element inet egw-guard translate4 { 0x100000 : 192.168.55.120 }'
 ip address add 192.168.55.120/32 dev enp7s0 label enp7s0:egw
 conntrack -D --reply-dst 192.168.55.113
 ip address delete 192.168.55.113/32 dev enp7s0
 arping -U -I enp7s0 192.168.55.120
 nft 'delete element inet egw-guard egress4 { 192.168.55.113 }'
 nft 'delete element inet egw-guard owners4 { "eg001" . 0x100000 . 192.168.55.113 }'
-nft 'delete element inet egw-guard owners4 { "enp1s0" . 0x100000 . 192.168.55.113 }'
+nft 'delete element inet egw-guard stale4 { 0x100000 . 192.168.55.113 }'
 `
 	if d := cmp.Diff(want2, steps); d != "" {
 		t.Error(d)

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -14,31 +15,37 @@ import (
 
 // The chains of the guard table.
 const (
-	GuardExit   = "exit"
-	GuardOut    = "exit-out"    // of the exit guard: what leaves the external NIC
-	GuardInside = "exit-inside" // of the exit guard: from a tenant's link to elsewhere
-	GuardInput  = "input"
-	GuardWatch  = "watch"  // counts what is not as it should be
-	GuardStrays = "strays" // of watch: what came by the internal NIC itself
-	GuardFresh  = "fresh"  // of watch: new connections
-	GuardWrong  = "wrong"  // of watch: what the rules of iptables are going to refuse
-	GuardDenied = "denied" // what the exit guard drops
+	GuardExit      = "exit"
+	GuardOut       = "exit-out"    // of the exit guard: what leaves the external NIC
+	GuardInside    = "exit-inside" // of the exit guard: from a tenant's link to elsewhere
+	GuardAstray    = "exit-astray" // of the exit guard: right, but not by the tenant's link
+	GuardInput     = "input"
+	GuardMark      = "fast-mark" // marks new connections, ahead of the tree of iptables
+	GuardTranslate = "fast-snat" // translates them, ahead of the other tree
+	GuardWatch     = "watch"     // counts what is not as it should be
+	GuardStrays    = "strays"    // of watch: what came by the internal NIC itself
+	GuardWrong     = "wrong"     // of watch: what the rules of iptables are going to refuse
+	GuardDenied    = "denied"    // what the exit guard drops
 )
 
 // GuardChains declares the chains. The exit guard runs behind source NAT
 // (priority 100), the last moment before a new connection is confirmed: a
 // packet that is dropped there leaves no entry, so that the same flow heals.
+// Only the first packet of a connection meets the chains of type nat, as long as
+// it leaves nothing: of a connection that is refused, all do.
 func GuardChains() map[string]string {
 	return map[string]string{
-		GuardExit:   "type filter hook postrouting priority 300; policy accept;",
-		GuardOut:    "",
-		GuardInside: "",
-		GuardInput:  "type filter hook input priority -10; policy accept;",
-		GuardWatch:  "type filter hook forward priority -10; policy accept;",
-		GuardStrays: "",
-		GuardFresh:  "",
-		GuardWrong:  "",
-		GuardDenied: "",
+		GuardExit:      "type filter hook postrouting priority 300; policy accept;",
+		GuardOut:       "",
+		GuardInside:    "",
+		GuardAstray:    "",
+		GuardInput:     "type filter hook input priority -10; policy accept;",
+		GuardMark:      "type nat hook prerouting priority -101; policy accept;",
+		GuardTranslate: "type nat hook postrouting priority 99; policy accept;",
+		GuardWatch:     "type filter hook forward priority -10; policy accept;",
+		GuardStrays:    "",
+		GuardWrong:     "",
+		GuardDenied:    "",
 	}
 }
 
@@ -49,11 +56,13 @@ const (
 	setGateways = "gateways" // gateway IPs
 	setEgress   = "egress"   // egress IPs
 	setOwners   = "owners"   // link . mark . egress IP
+	setStale    = "stale"    // mark . egress IP
 )
 
-// GuardSetTypes declares the sets: their nft type and flags, by name.
+// GuardSetTypes declares the sets and maps: their nft type and flags, by name.
 func GuardSetTypes() map[string]string {
 	out := countedSetTypes()
+	maps.Copy(out, mapTypes())
 	for _, f := range tenant.Families() {
 		t := fmt.Sprintf("ipv%d_addr", f)
 		out[setName(setPods, f)] = "type " + t + "; flags interval;"
@@ -61,6 +70,7 @@ func GuardSetTypes() map[string]string {
 		out[setName(setGateways, f)] = "type " + t + ";"
 		out[setName(setEgress, f)] = "type " + t + ";"
 		out[setName(setOwners, f)] = "type ifname . mark . " + t + ";"
+		out[setName(setStale, f)] = "type mark . " + t + ";"
 	}
 	return out
 }
@@ -72,24 +82,26 @@ func intervalSet(name string) bool {
 	return name == setName(setPods, tenant.IPv4) || name == setName(setPods, tenant.IPv6)
 }
 
-// ownerElements are the elements of an owners set that let a tenant's packets
-// leave with ip: those that came through its own link, and those of a node
-// whose neighbour entry is stale, which come through the internal NIC. A packet
-// that comes through another tenant's link does not pass: its pod belongs to
-// that one now, whatever connection tracking remembers of the pod's address.
-func ownerElements(link, internal string, mark uint32, ip netip.Addr) []string {
-	return []string{link + ownerSuffix(mark, ip), internal + ownerSuffix(mark, ip)}
+// ownerElement is what lets a tenant's packets leave with ip: those that come
+// through its own link. A packet that comes through another tenant's link does
+// not pass: its pod belongs to that one now, whatever connection tracking
+// remembers of the pod's address.
+func ownerElement(link string, mark uint32, ip netip.Addr) string {
+	return fmt.Sprintf("%s . %s", link, staleElement(mark, ip))
 }
 
-func ownerSuffix(mark uint32, ip netip.Addr) string { return fmt.Sprintf(" . %#x . %s", mark, ip) }
+// staleElement lets those pass that come through the internal NIC itself, from a
+// node whose neighbour entry is stale.
+func staleElement(mark uint32, ip netip.Addr) string { return fmt.Sprintf("%#x . %s", mark, ip) }
 
 // guardRules returns the rules of the guard. They name sets only, so that they
 // do not change with the tenants and the nodes.
 //
 // Each packet pays for each expression it meets, comparing the name of a NIC
-// above all. Hence the exit guard asks once where a packet goes; and what is
-// right, which nearly all packets are, is found right before anything else is
-// looked for. What wrong packets meet after that only sorts them by reason.
+// above all. Hence what is right, which nearly all packets are, is found right
+// before anything else is looked for: in the first rule where it goes, in the
+// second whether it is a reply, or the tenant's own. What wrong packets meet
+// after that only sorts them by reason.
 func guardRules(h Host) []GuardRule {
 	g := guardBuilder{
 		link: `iifname "` + LinkPrefix + `*"`, in: `"` + h.Internal + `"`, ext: `"` + h.External + `"`,
@@ -101,6 +113,7 @@ func guardRules(h Host) []GuardRule {
 	g.denied()
 	g.input()
 	g.watch()
+	g.fast()
 	return g.rules
 }
 
@@ -133,8 +146,10 @@ func ipWord(f tenant.Family) string {
 
 func (g *guardBuilder) exit() {
 	g.add(GuardExit, "to the outside", "oifname "+g.ext, "goto "+GuardOut)
+	g.add(GuardExit, "a reply from the outside", "iifname "+g.ext+" ct direction reply", "accept")
 	g.add(GuardExit, "tenant link to elsewhere", g.link, "goto "+GuardInside)
 	g.podSource(GuardExit)
+	g.add(GuardExit, "hairpin past the tenant's link", "iifname "+g.in+" "+g.mark+" != 0", "goto "+GuardAstray)
 }
 
 func (g *guardBuilder) podSource(chain string) {
@@ -146,6 +161,11 @@ func (g *guardBuilder) podSource(chain string) {
 func (g *guardBuilder) out() {
 	for _, f := range tenant.Families() {
 		g.add(GuardOut, "a tenant's own "+f.String(), g.owned(ipWord(f)+" saddr ", "@"+setName(setOwners, f)), "accept")
+	}
+	for _, f := range tenant.Families() {
+		past := "iifname " + g.in + " " + g.mark + " . " + ipWord(f) + " saddr @" + setName(setStale, f)
+		g.add(GuardOut, "a tenant's own past its link "+f.String(), past, "goto "+GuardAstray)
+		g.astray(f)
 	}
 	g.drop(GuardOut, "tenant link without mark", g.link+" "+g.mark+" == 0")
 	g.drop(GuardOut, "reply without a way back", "ct direction reply "+g.mark+" != 0")

@@ -80,8 +80,6 @@ func (g *guardBuilder) denied() {
 // sent nothing before, and go where tenants may go. One exception is not worth
 // what looking for it would cost each new connection: pods as destinations.
 func (g *guardBuilder) wrong() {
-	g.add(GuardFresh, "right", "ct status & confirmed == 0 "+g.packetMark+" != 0 oifname { "+g.in+", "+g.ext+" }", "accept")
-	g.add(GuardFresh, "not right", g.link, "goto "+GuardWrong)
 	g.add(GuardWrong, "invalid", "ct state invalid", refusedBy(RefusedInvalid)+" accept")
 	for _, f := range tenant.Families() {
 		g.add(GuardWrong, "pod "+f.String(), ipWord(f)+" saddr @"+setName(setPods, f), refusedBy(RefusedUntranslated)+" accept")

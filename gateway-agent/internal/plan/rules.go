@@ -14,8 +14,8 @@ import (
 // (EGW-M, EGW-S and their branches) and EGW-NODES are sets: the order of their
 // rules does not matter, as no two of them match the same packet.
 const (
-	chainMark  = "EGW-MARK"   // mangle: packets from tenant links
-	chainMTree = "EGW-M"      // mangle: link name -> mark
+	chainMark  = "EGW-MARK"   // nat: new connections from tenant links
+	chainMTree = "EGW-M"      // nat: link name -> mark
 	chainSNAT  = "EGW-SNAT"   // nat: new connections of tenants
 	chainSTree = "EGW-S"      // nat: mark -> egress IP
 	chainFwd   = "EGW-FWD"    // filter: everything forwarded
@@ -43,31 +43,32 @@ type ruleset struct {
 	hooks  map[ChainID][]Hook
 }
 
-func (r ruleset) mangle(name string) ChainID { return ChainID{r.family, "mangle", name} }
 func (r ruleset) nat(name string) ChainID    { return ChainID{r.family, "nat", name} }
 func (r ruleset) filter(name string) ChainID { return ChainID{r.family, "filter", name} }
 
-// ours and unmarked are the matches on the bits of the mark that are ours.
-func (r ruleset) marked() string { return fmt.Sprintf("-m mark ! --mark 0x0/%#x", r.host.MarkMask) }
+// marked, unmarked and connmarked match on the bits of the mark that are ours.
+func (r ruleset) marked() string   { return fmt.Sprintf("-m mark ! --mark 0x0/%#x", r.host.MarkMask) }
+func (r ruleset) unmarked() string { return fmt.Sprintf("-m mark --mark 0x0/%#x", r.host.MarkMask) }
 func (r ruleset) connmarked() string {
 	return fmt.Sprintf("-m connmark ! --mark 0x0/%#x", r.host.MarkMask)
 }
 
-// base adds the chains that do not depend on tenants.
+// base adds the chains that do not depend on tenants. Marks are given in nat,
+// which only the first packet of a connection meets: all others pay nothing for
+// it. What the guard's maps have marked does not meet it either.
 func (r ruleset) base(pods []netip.Prefix, nodes []netip.Addr) {
 	in, ext := r.host.Internal, r.host.External
-	r.hook(r.mangle("PREROUTING"), "-i "+LinkPrefix+"+ -j "+chainMark)
+	r.hook(r.nat("PREROUTING"), "-i "+LinkPrefix+"+ "+r.unmarked()+" -j "+chainMark)
 	r.hook(r.nat("POSTROUTING"), r.marked()+" -j "+chainSNAT)
 	r.hook(r.filter("FORWARD"), "-j "+chainFwd)
 
-	r.chains[r.mangle(chainMark)] = []string{
-		// Most packets end here; new ones walk the tree, and what they find is
-		// kept with the connection, to find it again when it has to end.
-		"-m conntrack --ctstatus CONFIRMED -j RETURN",
+	r.chains[r.nat(chainMark)] = []string{
+		// What the tree finds is kept with the connection: the guards go by it,
+		// and it is found by it when it has to end.
 		"-j " + chainMTree,
 		fmt.Sprintf("%s -j CONNMARK --save-mark --nfmask %#x --ctmask %#x", r.marked(), r.host.MarkMask, r.host.MarkMask),
 	}
-	r.chains[r.mangle(chainMTree)] = nil
+	r.chains[r.nat(chainMTree)] = nil
 	r.chains[r.nat(chainSNAT)] = []string{
 		// Hairpin: OVN sends a tenant's traffic to the node network here too.
 		"-o " + in + " -j MASQUERADE",
@@ -77,11 +78,18 @@ func (r ruleset) base(pods []netip.Prefix, nodes []netip.Addr) {
 	r.forward(pods, nodes)
 }
 
+// forward adds the forward guard. Nearly all packets belong to connections that
+// are there; those are found right by the second rule they meet, in either
+// direction, and by as few looks at connection tracking as can be: these cost
+// most. What has no such connection is looked at closely after that.
 func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 	in, ext := r.host.Internal, r.host.External
-	reply := "-o " + in + " " + r.connmarked() + " -m conntrack --ctstate SNAT --ctdir REPLY -j ACCEPT"
+	translated := func(more string) string {
+		return " -m conntrack --ctstate SNAT" + more + " " + r.connmarked() + " -j ACCEPT"
+	}
+	reply := "-o " + in + translated(" --ctdir REPLY")
 
-	fwd := []string{"-i " + ext + " -j " + chainExt, "-i " + LinkPrefix + "+ -j " + chainOut}
+	fwd := []string{"-i " + ext + " -j " + chainExt, "-o " + ext + translated(" --ctdir ORIGINAL"), "-i " + LinkPrefix + "+ -j " + chainOut}
 	var outside []string
 	for _, p := range pods {
 		fwd = append(fwd, "-s "+p.String()+" -j "+chainOut)
@@ -104,27 +112,7 @@ func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 		id := r.filter(chainNodes)
 		r.chains[id] = append(r.chains[id], fmt.Sprintf("-d %s/%d -j DROP", a, r.family.Bits()))
 	}
-
-	var out []string
-	for _, nic := range []string{ext, in} {
-		out = append(out, "-o "+nic+" "+r.connmarked()+" -m conntrack --ctstate SNAT -j ACCEPT")
-	}
-	for _, p := range pods {
-		// The exit guard lets pass whatever leaves with the right source.
-		out = append(out, "-d "+p.String()+" -o "+ext+" -j DROP")
-	}
-	for _, nic := range []string{ext, in} {
-		// Without "not confirmed" a flow that once left untranslated would pass
-		// for as long as nobody answers it.
-		out = append(out, "-o "+nic+" -m conntrack --ctstate NEW,RELATED -m conntrack ! --ctstatus CONFIRMED "+r.marked()+" -j ACCEPT")
-	}
-	out = append(out, "-m conntrack --ctstate INVALID -j DROP")
-	for _, p := range pods {
-		// Only who is known to be a pod gets an answer: that to any other might
-		// follow the default route to the outside.
-		out = append(out, "-s "+p.String()+" -j "+chainRej)
-	}
-	r.chains[r.filter(chainOut)] = append(out, "-j DROP")
+	r.out(pods, translated)
 	unreachable := "icmp-port-unreachable"
 	if r.family == tenant.IPv6 {
 		unreachable = "icmp6-port-unreachable"
@@ -136,6 +124,27 @@ func (r ruleset) forward(pods []netip.Prefix, nodes []netip.Addr) {
 	}
 }
 
+// out adds what decides on packets of pods that belong to no connection of
+// theirs towards the outside.
+func (r ruleset) out(pods []netip.Prefix, translated func(more string) string) {
+	in, ext := r.host.Internal, r.host.External
+	// Without "not confirmed" a flow that once left untranslated would pass
+	// for as long as nobody answers it.
+	fresh := " " + r.marked() + " -m conntrack --ctstate NEW,RELATED ! --ctstatus CONFIRMED -j ACCEPT"
+	var out []string
+	for _, p := range pods {
+		// The exit guard lets pass whatever leaves with the right source.
+		out = append(out, "-d "+p.String()+" -o "+ext+" -j DROP")
+	}
+	out = append(out, "-o "+ext+fresh, "-o "+in+translated(""), "-o "+in+fresh, "-m conntrack --ctstate INVALID -j DROP")
+	for _, p := range pods {
+		// Only who is known to be a pod gets an answer: that to any other might
+		// follow the default route to the outside.
+		out = append(out, "-s "+p.String()+" -j "+chainRej)
+	}
+	r.chains[r.filter(chainOut)] = append(out, "-j DROP")
+}
+
 func (r ruleset) hook(at ChainID, rule string) { r.hooks[at] = []Hook{{Position: 1, Rule: rule}} }
 
 // tenant adds the leaves of tenant number n, and the branches towards them.
@@ -144,12 +153,13 @@ func (r ruleset) tenant(n int, id string, egress []netip.Addr) {
 	mark, mask := Mark(r.host.MarkMask, n), r.host.MarkMask
 	link := LinkName(n)
 
-	leaf := r.branch(r.mangle(chainMTree), link[len(LinkPrefix):], func(depth int) string {
+	// To go there, not to jump: nobody comes back to look at the rest.
+	leaf := r.branch(r.nat(chainMTree), link[len(LinkPrefix):], " -g ", func(depth int) string {
 		return "-i " + link[:len(LinkPrefix)+depth] + "+"
 	})
 	r.chains[leaf] = append(r.chains[leaf], fmt.Sprintf("-i %s %s -j MARK --set-xmark %#x/%#x", link, comment, mark, mask))
 
-	leaf = r.branch(r.nat(chainSTree), link[len(LinkPrefix):], func(depth int) string {
+	leaf = r.branch(r.nat(chainSTree), link[len(LinkPrefix):], " -j ", func(depth int) string {
 		digits := mask &^ (Mark(mask, 1<<(4*(3-depth))) - 1)
 		return fmt.Sprintf("-m mark --mark %#x/%#x", mark&digits, digits)
 	})
@@ -161,12 +171,12 @@ func (r ruleset) tenant(n int, id string, egress []netip.Addr) {
 
 // branch returns the leaf chain for three hex digits, and adds the two jumps
 // that lead to it where they are missing.
-func (r ruleset) branch(root ChainID, digits string, match func(depth int) string) ChainID {
+func (r ruleset) branch(root ChainID, digits, verb string, match func(depth int) string) ChainID {
 	at := root
 	for depth := 1; depth <= 2; depth++ {
 		next := root
 		next.Name += digits[:depth]
-		jump := match(depth) + " -j " + next.Name
+		jump := match(depth) + verb + next.Name
 		if _, ok := r.chains[next]; !ok {
 			r.chains[next] = nil
 			r.chains[at] = append(r.chains[at], jump)

@@ -17,6 +17,8 @@ import (
 type world struct {
 	state State
 	flows map[binding]bool
+	// damaged tells that a hand was at it: the maps need not agree with the trees.
+	damaged bool
 }
 
 func newWorld() *world { return &world{state: cloneState(State{}), flows: map[binding]bool{}} }
@@ -60,6 +62,11 @@ func (w *world) apply(step Step) error {
 			s.Guard.Sets[t.Set][e] = ""
 		}
 	case AddElement:
+		for e := range s.Guard.Sets[t.Set] {
+			if key, _, _ := strings.Cut(e, " : "); isMap(t.Set) && e != t.Element && strings.HasPrefix(t.Element, key+" : ") {
+				return fmt.Errorf("the key has another value")
+			}
+		}
 		s.Guard.Sets[t.Set][t.Element] = ""
 	case DelElement:
 		if _, ok := s.Guard.Sets[t.Set][t.Element]; !ok {
@@ -260,6 +267,13 @@ func (w *world) traffic() error {
 		}
 	}
 	bound := boundIn(s.Chains)
+	for _, f := range tenant.Families() {
+		for e := range s.Guard.Sets[setName(mapTranslate, f)] {
+			if b := parseTranslate(e); bound[b] == "" && !w.damaged {
+				return fmt.Errorf("a map translates by %q, the trees do not", e)
+			}
+		}
+	}
 	for b := range bound {
 		if marked[b.mark] && w.guarded(b) {
 			w.flows[b] = true
@@ -283,7 +297,7 @@ func (w *world) traffic() error {
 // guarded tells whether the exit guard lets packets of b pass.
 func (w *world) guarded(b binding) bool {
 	for e := range w.state.Guard.Sets[setName(setOwners, tenant.FamilyOf(b.ip))] {
-		if strings.HasSuffix(e, ownerSuffix(b.mark, b.ip)) {
+		if strings.HasSuffix(e, " . "+staleElement(b.mark, b.ip)) {
 			return true
 		}
 	}

@@ -172,12 +172,13 @@ func NFTLines(s Step) []string {
 }
 
 // quoted lists elements as nft takes them: an interface name, which comes first
-// in a concatenation, may look like one of nft's own words.
+// in an element, may look like one of nft's own words.
 func quoted(elements []string) string {
 	out := slices.Clone(elements)
 	for i, e := range out {
-		if name, rest, ok := strings.Cut(e, " . "); ok {
-			out[i] = `"` + name + `" . ` + rest
+		name, _, several := strings.Cut(e, " ")
+		if several && !strings.HasPrefix(name, "0x") {
+			out[i] = `"` + name + `"` + e[len(name):]
 		}
 	}
 	return strings.Join(out, ", ")
@@ -194,7 +195,11 @@ func guardLines(g Guard) []string {
 		if list := sorted(g.Sets[name]); len(list) > 0 {
 			elements = " elements = { " + quoted(list) + " }"
 		}
-		out = append(out, "add set "+table+" "+name+" { "+types[name]+elements+" }")
+		kind := "set "
+		if isMap(name) {
+			kind = "map "
+		}
+		out = append(out, "add "+kind+table+" "+name+" { "+types[name]+elements+" }")
 	}
 	for _, name := range sorted(chains) {
 		out = append(out, strings.TrimSpace("add chain "+table+" "+name+" { "+chains[name])+" }")

@@ -57,19 +57,27 @@ func countedSetTypes() map[string]string {
 }
 
 // watch counts what is not as it should be, before the rules of iptables refuse
-// it, or let it pass translated all the same. All that it costs a packet of a
-// translated connection is a look at its link and its state.
+// it. All that it costs a packet of a translated connection is a look at its
+// status; new connections that are right leave it by the second rule.
 func (g *guardBuilder) watch() {
-	g.add(GuardWatch, "by the internal NIC itself", "iifname "+g.in, "goto "+GuardStrays)
+	right := func(nic string) string { return g.packetMark + " != 0 oifname " + nic + " ct status & confirmed == 0" }
 	g.add(GuardWatch, "a translated connection", "ct status & snat != 0", "accept")
-	g.add(GuardWatch, "a new connection", "ct state new", "goto "+GuardFresh)
-	g.add(GuardWatch, "neither", g.link, "goto "+GuardWrong)
+	g.add(GuardWatch, "a new connection to the outside", right(g.ext), "accept")
+	g.add(GuardWatch, "by the internal NIC itself", "iifname "+g.in, "goto "+GuardStrays)
+	g.add(GuardWatch, "a new connection to the inside", right(g.in), "accept")
+	g.add(GuardWatch, "not right", g.link, "goto "+GuardWrong)
 	for _, f := range tenant.Families() {
 		saddr := ipWord(f) + " saddr "
 		g.add(GuardStrays, "past the tenant's link "+f.String(), saddr+"@"+setName(setPods, f),
 			"update @"+setName(setStrays, f)+" { "+saddr+". "+g.mark+" counter }")
-		g.add(GuardFresh, "node source "+f.String(), g.link+" "+saddr+"@"+setName(setNodes, f),
-			"update @"+setNodeSources+" { "+g.mark+" counter }")
 	}
 	g.wrong()
+}
+
+// astray counts what came past a link, belongs to a connection that was
+// translated before, and so passes all the same. Its source is the egress IP by now.
+func (g *guardBuilder) astray(f tenant.Family) {
+	word := ipWord(f)
+	g.add(GuardAstray, "past the tenant's link "+f.String(), fmt.Sprintf("meta nfproto ipv%d", f),
+		"update @"+setName(setStrays, f)+" { ct original "+word+" saddr . "+g.mark+" counter }")
 }

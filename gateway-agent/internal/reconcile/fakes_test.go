@@ -89,7 +89,7 @@ func (k *fakeKernel) Apply(_ context.Context, steps []plan.Step) []Failure {
 			continue
 		}
 		err := errUnprotected
-		if !unprotected || !letsIn(s) {
+		if _, adds := s.(plan.AddElement); !unprotected || !letsIn(s) && !adds {
 			err = k.apply(s)
 		}
 		if err != nil {
