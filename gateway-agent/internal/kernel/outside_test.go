@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel_test
+
+import (
+	"bytes"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
+	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
+)
+
+// scanMark is in every packet of a scan.
+const scanMark = 0x5ca77e12
+
+// scanPackets are what a scanner sends from src to dst.
+func (p plane) scanPackets(src, dst netip.Addr) [][]byte {
+	mark := []byte{scanMark >> 24, scanMark >> 16 & 0xff, scanMark >> 8 & 0xff, scanMark & 0xff}
+	from, to := netip.AddrPortFrom(src, 40000), netip.AddrPortFrom(dst, 7)
+	var out [][]byte
+	add := func(protocol byte, payload []byte) { out = append(out, nettest.IP(src, dst, protocol, payload)) }
+	add(unix.IPPROTO_UDP, nettest.UDP(from, to, mark))
+	add(unix.IPPROTO_UDP, nettest.UDP(netip.AddrPortFrom(src, 7), netip.AddrPortFrom(dst, 40000), mark))
+	const syn, rst, ack = 2, 4, 16
+	for _, flags := range []byte{syn, syn | ack, ack, rst} {
+		add(unix.IPPROTO_TCP, nettest.TCP(from, to, flags, scanMark, 0))
+	}
+	add(unix.IPPROTO_GRE, append([]byte{0, 0, 8, 0}, mark...))
+	about := nettest.IP(dst, src, unix.IPPROTO_UDP, nettest.UDP(to, from, mark))
+	add(p.icmp, append(nettest.ICMPError(src, dst, about), mark...))
+	out = append(out, nettest.Fragment(src, dst, unix.IPPROTO_UDP, 77, 8, false, bytes.Repeat(mark, 4)))
+	return out
+}
+
+// TestScanFromOutside: whatever a host outside sends, from its own address or
+// one of the inside, reaches no pod, no node and no gateway IP, and is answered
+// by none. Without the guards it does.
+func TestScanFromOutside(t *testing.T) {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.echo(l.gw)
+		p.echo(l.node1)
+		p.serve(t, p.in)
+		flow := p.dial(t, "udp", p.bluePod)
+		if got, err := nettest.Ask(flow); got != p.blue {
+			t.Fatal(got, err)
+		}
+		stranger := map[tenant.Family]string{tenant.IPv4: "10.129.0.5", tenant.IPv6: "fd01:0:0:9::5"}[p.family]
+		sources := addrs(p.outside, stranger, p.redPod, p.node2, p.blueGateway, p.blue)
+		targets := addrs(p.bluePod, p.redPod, p.node1, p.node2, p.blueGateway, p.redGateway)
+		nodes := []*nettest.Recording{p.record(l.node1, "eth0"), p.record(l.node2, "eth0")}
+		wire, raw := p.record(l.ext, "eth0"), l.ext.Raw(p.outside)
+		scan := func() {
+			for _, src := range sources {
+				for _, dst := range targets {
+					for _, packet := range p.scanPackets(src, dst) {
+						raw.SendPacket(dst, packet)
+					}
+				}
+			}
+			// Another host than the one that the flow is with.
+			local := netip.MustParseAddrPort(flow.LocalAddr().String())
+			to := netip.AddrPortFrom(netip.MustParseAddr(p.blue), local.Port())
+			raw.Send(to.Addr(), unix.IPPROTO_UDP, nettest.UDP(netip.MustParseAddrPort(at(p.outside, 7)), to, []byte{scanMark >> 24, scanMark >> 16 & 0xff, scanMark >> 8 & 0xff, scanMark & 0xff}))
+		}
+		arrived := func() int {
+			n := 0
+			for _, r := range nodes {
+				for _, b := range r.Packets() {
+					if bytes.Contains(b, []byte{scanMark >> 24, scanMark >> 16 & 0xff, scanMark >> 8 & 0xff, scanMark & 0xff}) {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		scan()
+		if n := arrived(); n != 0 {
+			t.Errorf("%d packets of the scan arrived at a node", n)
+		}
+		for _, b := range wire.Packets() {
+			w := read(b)
+			if slices.Contains(targets, w.src) || w.src.String() == p.blue && w.dport == 40000 {
+				t.Errorf("%s answered %s (protocol %d, port %d)", w.src, w.dst, w.protocol, w.sport)
+			}
+		}
+		if got, err := nettest.Ask(flow); got != p.blue {
+			t.Errorf("the flow that was there: %q, %v", got, err)
+		}
+		p.clean(t)
+		p.expect(t, p.redPod, p.red)
+
+		l.gw.Run("nft delete table inet egw-guard; " + p.iptables + " -F EGW-FWD")
+		scan()
+		if arrived() == 0 {
+			t.Error("nothing arrived without the guards: this test shows nothing")
+		}
+	})
+}
+
+// TestDefaultRouteInside: with the VM's way out on the nodes' network, a
+// tenant's packets leave neither there with the pod's address, nor outside.
+func TestDefaultRouteInside(t *testing.T) {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		p.expect(t, p.bluePod, p.blue)
+		long := p.dial(t, "udp", p.bluePod)
+		if got, err := nettest.Ask(long); got != p.blue {
+			t.Fatal(got, err)
+		}
+		nodes := []*nettest.Recording{p.record(l.node1, "eth0"), p.record(l.node2, "eth0")}
+		l.gw.Run(p.ip() + " route replace default via " + p.node2)
+		for _, network := range []string{"udp", "tcp"} {
+			_ = l.node1.Seen(network, p.bluePod, at(p.server, 7))
+			_ = l.node1.Seen(network, p.redPod, at(p.server, 7))
+		}
+		_, _ = nettest.Ask(long)
+		inside := 0
+		for _, r := range nodes {
+			for _, b := range r.Packets() {
+				w := read(b)
+				if w.dst.String() != p.server {
+					continue
+				}
+				inside++
+				if w.src.String() != p.vm && w.src.String() != p.blue {
+					t.Errorf("a packet to the server went inside with source %s", w.src)
+				}
+			}
+		}
+		if inside == 0 {
+			t.Error("nothing went inside: this test shows nothing")
+		}
+		p.clean(t)
+	})
+}
+
+// TestRightNeighbourUnderLoad: while traffic runs, nodes that ask for gateway
+// IPs and for the VM's own address, again and again, and are asked by the VM,
+// know each with the MAC that is right.
+func TestRightNeighbourUnderLoad(t *testing.T) {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		stop := l.traffic()
+		defer stop()
+		mac := strings.Fields(l.gw.Run("ip -o link show enp1s0 | sed 's/.*ether //'"))[0]
+		want := map[string]string{p.vm: mac}
+		for _, gateway := range []string{p.blueGateway, p.redGateway} {
+			want[gateway] = plan.MAC(netip.MustParseAddr(gateway))
+			if p.family == tenant.IPv6 { // the link has the MAC of the IPv4 gateway IP
+				want[gateway] = plan.MAC(netip.MustParseAddr(map[string]string{p.blueGateway: "192.168.99.13", p.redGateway: "192.168.99.14"}[gateway]))
+			}
+		}
+		for range 20 {
+			l.node1.Run("ip neigh flush all")
+			l.gw.Run("ip neigh flush all")
+			for ip := range want {
+				c, err := l.node1.Dial("udp", p.node1, at(ip, 9)) // nobody answers; asking for the neighbour is what matters
+				if err != nil {
+					t.Fatal(err)
+				}
+				_, _ = c.Write([]byte("?"))
+				c.Close()
+				if p.family == tenant.IPv4 { // the VM asks back, to answer as the gateway IP
+					l.node1.Ping(p.node1, ip)
+				}
+			}
+			back, err := l.gw.Dial("udp", p.vm, at(p.node1, 9))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = back.Write([]byte("?"))
+			back.Close()
+			for ip, mac := range want {
+				var seen string
+				wait(t, "node1 to know "+ip, func() bool { seen = l.node1.Run("ip neigh show " + ip); return strings.Contains(seen, "lladdr") })
+				if !strings.Contains(seen, mac) {
+					t.Fatalf("node1 has %s at %q, want %s", ip, seen, mac)
+				}
+			}
+		}
+	})
+}
+
+// TestNoDetectionDelay: on a machine that checks its addresses for duplicates,
+// as they do by default, ours answer at once: a takeover does not wait.
+func TestNoDetectionDelay(t *testing.T) {
+	l := newLab(t, "iptables-nft")
+	l.pods()
+	p := l.plane("iptables-nft", tenant.IPv6)
+	for _, where := range []string{"all", "default", "enp1s0", "enp7s0"} {
+		l.gw.Sysctl("net/ipv6/conf/"+where+"/accept_dad", "1")
+	}
+	l.gw.Run("ip address add fd00:99::77/64 dev enp1s0") // one that is not ours shows that the kernel does check
+	if out := l.gw.Run("ip -6 -o address show dev enp1s0"); !strings.Contains(out, "tentative") {
+		t.Fatalf("the kernel does not check: this test shows nothing:\n%s", out)
+	}
+	l.serve(p.in)
+	began := time.Now()
+	for _, dev := range []string{"eg001", "eg002", "enp7s0"} {
+		for line := range strings.Lines(l.gw.Run("ip -6 -o address show dev " + dev)) {
+			if strings.Contains(line, "tentative") {
+				t.Errorf("an address of ours is being checked: %s", line)
+			}
+		}
+	}
+	// The kernel's own check takes a second at least.
+	for _, ip := range []string{p.blueGateway, p.redGateway} {
+		c, err := l.node1.Dial("udp", p.node1, at(ip, 9))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = c.Write([]byte("?"))
+		c.Close()
+	}
+	for _, ip := range []string{p.blueGateway, p.redGateway} {
+		wait(t, "node1 to know "+ip, func() bool { return strings.Contains(l.node1.Run("ip neigh show "+ip), "lladdr") })
+	}
+	t.Logf("answered after %s", time.Since(began).Round(time.Millisecond))
+}
