@@ -64,6 +64,8 @@ func TestUsage(t *testing.T) {
 		{"init --dir " + dir + " --nats-server b", exitUsage, "want NAME=HOST"},
 		{"init --dir " + dir + " --gateway Gw.1", exitError, "lower-case"},
 		{"init --dir " + dir + " --rotate gw9", exitError, `no user "gw9"; there are [setup auditor c1 gw1 gw2]`},
+		{"init --dir " + dir + " --port 4222", exitOK, "nothing was changed"},
+		{"init --dir " + dir + " --port 4333", exitError, "--port is for a new directory, and this one has 4222"},
 		{"init --dir " + dir + "/none --add-gateway gw1", exitError, "`egressctl init --dir` makes one"},
 		{"init --dir " + dir + "/none", exitError, "needs the name of a cluster"},
 		{"certs --help", exitOK, "-days"},

@@ -55,7 +55,7 @@ func (o *initOptions) flags() *flag.FlagSet {
 	f.StringVar(&o.retire, "retire", "", "end the old key of this `user`")
 	f.StringVar(&o.remove, "remove", "", "end the keys of this gateway or cluster, by `name`, and remove its folder")
 	f.BoolVar(&o.renew, "renew", false, "make new certificates for those with less than a third of their life left")
-	f.IntVar(&o.base.Port, "port", natsconf.DefaultPort, "NATS's `port`; this and all below: only for a new directory")
+	f.IntVar(&o.base.Port, "port", natsconf.DefaultPort, "NATS's `port`; this and the other ports and paths: for a new directory")
 	f.IntVar(&o.base.RoutePort, "route-port", natsconf.DefaultRoutePort, "`port` between NATS servers")
 	f.IntVar(&o.base.MonitorPort, "monitor-port", natsconf.DefaultMonitorPort, "NATS's monitoring `port`, on 127.0.0.1; 0 for none")
 	f.StringVar(&o.base.ConfigDir, "config-dir", natsconf.DefaultConfigDir, "where NATS finds its folder, as its `path` there")
@@ -66,7 +66,8 @@ func (o *initOptions) flags() *flag.FlagSet {
 
 func runInit(_ context.Context, e env, args []string) error {
 	var o initOptions
-	if err := e.parse(o.flags(), initIntro, args); err != nil {
+	f := o.flags()
+	if err := e.parse(f, initIntro, args); err != nil {
 		return err
 	}
 	if err := o.check(); err != nil {
@@ -76,6 +77,11 @@ func runInit(_ context.Context, e env, args []string) error {
 	isNew := errors.Is(err, natsconf.ErrNoInstallation)
 	if err != nil && (!isNew || o.changes() > 0) {
 		return err
+	}
+	if !isNew {
+		if err := o.onlyWhenNew(f, d.Installation()); err != nil {
+			return err
+		}
 	}
 	changed, err := o.apply(d)
 	if err != nil {
@@ -90,6 +96,18 @@ func runInit(_ context.Context, e env, args []string) error {
 	}
 	fmt.Fprint(e.out, o.next(changed))
 	return nil
+}
+
+// onlyWhenNew refuses options that would be of no effect.
+func (o *initOptions) onlyWhenNew(f *flag.FlagSet, have natsconf.Installation) (err error) {
+	values := map[string]any{"port": have.Port, "route-port": have.RoutePort, "monitor-port": have.MonitorPort,
+		"config-dir": have.ConfigDir, "store-dir": have.StoreDir, "credentials-dir": have.CredentialsDir}
+	f.Visit(func(given *flag.Flag) {
+		if v, only := values[given.Name]; only && fmt.Sprint(v) != given.Value.String() && err == nil {
+			err = fmt.Errorf("--%s is for a new directory, and this one has %v; change it in installation.json, then run `egressctl init --dir %s`", given.Name, v, o.dir)
+		}
+	})
+	return err
 }
 
 // changes counts the options that act on a directory that exists.

@@ -67,12 +67,14 @@ func (d *Dir) Remove(name string) ([]string, error) {
 		return nil, fmt.Errorf("%s is needed; its key can be rotated", name)
 	}
 	return d.change(func() error {
-		d.inst.Users = slices.Delete(slices.Clone(d.inst.Users), n, n+1)
-		if err := d.derive(); err != nil {
+		// The folder first: a seed that is left would be taken up by a user of
+		// this name who comes later.
+		if err := os.RemoveAll(d.file(u.UserDir())); err != nil {
 			return err
 		}
+		d.inst.Users = slices.Delete(slices.Clone(d.inst.Users), n, n+1)
 		d.changed = append(d.changed, u.UserDir())
-		return os.RemoveAll(d.file(u.UserDir()))
+		return d.derive()
 	})
 }
 
