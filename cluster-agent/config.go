@@ -134,7 +134,9 @@ namespaces, nodes and EgressPools, stores allocations in EgressTenants, writes t
 routes for OVN-Kubernetes, and tells the gateways over NATS. It serves until
 SIGTERM. Of several replicas one leads; the others are warm.
 
-Usage: cluster-agent [--help | --version]
+Usage: cluster-agent [--help | --version | healthcheck]
+
+healthcheck asks the agent that runs beside it whether it is ready: exit code 1 if not.
 
 Environment variables:
 `)

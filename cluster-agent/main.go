@@ -39,13 +39,23 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 			fmt.Fprintln(stdout, "cluster-agent", daemon.ReadBuild())
 			return exitOK
 		}
-		fmt.Fprintf(stderr, "cluster-agent: unknown argument %q; it takes none, see `cluster-agent --help`\n", args[0])
-		return exitUsage
+		if args[0] != "healthcheck" {
+			fmt.Fprintf(stderr, "cluster-agent: unknown argument %q, see `cluster-agent --help`\n", args[0])
+			return exitUsage
+		}
 	}
 	config, err := loadConfig(environ)
 	if err != nil {
 		fmt.Fprintf(stderr, "cluster-agent: the configuration is wrong:\n  %s\n", strings.ReplaceAll(err.Error(), "\n", "\n  "))
 		return exitError
+	}
+	if len(args) > 0 {
+		if err := healthcheck(config); err != nil {
+			fmt.Fprintln(stderr, "cluster-agent healthcheck:", err)
+			return exitError
+		}
+		fmt.Fprintln(stdout, "ok")
+		return exitOK
 	}
 	log, err := daemon.NewLogger(stderr, config.LogFormat, config.LogLevel)
 	if err != nil {
@@ -64,4 +74,14 @@ func run(args, environ []string, stdout, stderr io.Writer) int {
 		return exitError
 	}
 	return exitOK
+}
+
+// healthcheck asks the agent beside it whether it is ready, as a container
+// engine does.
+func healthcheck(c Config) error {
+	url, err := daemon.HealthURL(c.Listen, "/readyz")
+	if err != nil {
+		return err
+	}
+	return daemon.CheckHealth(url)
 }

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -41,6 +42,7 @@ type Config struct {
 	MarkMask          uint32         `split_words:"true" default:"0xfff00000" desc:"the bits of the packet mark that are ours: contiguous, 12 or more"`
 	StateDir          string         `split_words:"true" default:"/var/lib/egress-gateway" desc:"directory of the disk copy and the audit spool; writable, durable"`
 	SysctlRoot        string         `split_words:"true" default:"/proc/sys" desc:"where sysctls are set; /host/proc/sys in a container that has it mounted there"`
+	IPTables          string         `default:"iptables" desc:"the iptables to use: iptables (what the machine or the image prefers), iptables-nft or iptables-legacy; it must be the one that the host's rules are in"`
 	Resync            time.Duration  `default:"30s" desc:"how often the kernel is compared with what it should be, without an event"`
 	ProbeWait         time.Duration  `split_words:"true" default:"60ms" desc:"how long an answer is waited for when the network is asked whether somebody else has an address, before it is claimed; 0s: not asked"`
 	Listen            string         `default:"127.0.0.1:9809" desc:"address of /livez, /readyz and /metrics; no authentication"`
@@ -92,6 +94,9 @@ func (c Config) validate() []error {
 		if !filepath.IsAbs(dir) {
 			wrong(variable, dir, "want an absolute path")
 		}
+	}
+	if !slices.Contains([]string{"iptables", "iptables-nft", "iptables-legacy"}, c.IPTables) {
+		wrong("IPTABLES", c.IPTables, "want iptables, iptables-nft or iptables-legacy")
 	}
 	if c.Resync < minResync || c.Resync > time.Hour {
 		wrong("RESYNC", c.Resync.String(), "want 100ms to 1h, e.g. 30s")

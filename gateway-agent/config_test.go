@@ -47,7 +47,7 @@ func TestConfigDefaults(t *testing.T) {
 	}
 	want := Config{
 		Name: "gw1", Group: "default", InternalInterface: "enp1s0", ExternalInterface: "enp7s0", MarkMask: 0xfff00000,
-		StateDir: "/var/lib/egress-gateway", SysctlRoot: "/proc/sys", Resync: 30 * time.Second, ProbeWait: 60 * time.Millisecond, Listen: "127.0.0.1:9809",
+		StateDir: "/var/lib/egress-gateway", SysctlRoot: "/proc/sys", IPTables: "iptables", Resync: 30 * time.Second, ProbeWait: 60 * time.Millisecond, Listen: "127.0.0.1:9809",
 		LogLevel: "info", LogFormat: "json", NATS: bus.Config{URL: []string{"tls://127.0.0.1:4222"}, CertFile: os.DevNull, KeyFile: os.DevNull},
 		NATSEmbeddedConfig: "/etc/nats/nats.conf",
 	}
@@ -78,6 +78,7 @@ func TestConfigEveryVariable(t *testing.T) {
 		}, map[string]string{"10.128.0.0": "comma list of networks", "10.128.1.0/14": "10.128.0.0/14", "0.0.0.0/0": "not everything"}, nil},
 		"MARK_MASK":   {"0xffff0", func(c Config) bool { return c.MarkMask == 0xffff0 }, map[string]string{"0xff": "12 or more bits", "0xf0ff0000": "without a gap", "many": "want a number"}, nil},
 		"STATE_DIR":   {"/srv/eg", func(c Config) bool { return c.StateDir == "/srv/eg" }, map[string]string{"var/lib": "absolute"}, nil},
+		"IPTABLES":    {"iptables-legacy", func(c Config) bool { return c.IPTables == "iptables-legacy" }, map[string]string{"nft": "iptables-nft"}, nil},
 		"SYSCTL_ROOT": {"/host/proc/sys", func(c Config) bool { return c.SysctlRoot == "/host/proc/sys" }, map[string]string{"proc": "absolute"}, nil},
 		"RESYNC":      {"2m", func(c Config) bool { return c.Resync == 2*time.Minute }, map[string]string{"10ms": "100ms to 1h", "thirty": "want a duration", "30": "want a duration"}, nil},
 		"PROBE_WAIT":  {"0s", func(c Config) bool { return c.ProbeWait == 0 }, map[string]string{"-1s": "want 0s (off) to 1s", "2s": "want 0s (off) to 1s", "60": "want a duration"}, nil},

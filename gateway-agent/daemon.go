@@ -47,25 +47,19 @@ func runDaemon(c Config, args []string, stdout io.Writer) error {
 	ctx, stop := daemon.SignalContext(context.Background())
 	defer stop()
 
-	store, err := reconcile.OpenStore(c.StateDir)
-	if err != nil {
-		return fmt.Errorf("%w; set GATEWAY_STATE_DIR to a writable directory", err)
+	store, unlock, unusable := openState(c.StateDir)
+	if errors.Is(unusable, reconcile.ErrRunning) {
+		return unusable
 	}
-	unlock, err := store.Lock()
-	if errors.Is(err, reconcile.ErrRunning) {
-		return fmt.Errorf("%s: %w", c.StateDir, err)
+	if unusable == nil {
+		defer unlock()
 	}
+	k, err := kernel.New(c.host(), c.kernelOptions(log))
 	if err != nil {
-		return fmt.Errorf("%w; set GATEWAY_STATE_DIR to a writable directory", err)
-	}
-	defer unlock()
-
-	k, err := kernel.New(c.host(), kernel.Options{SysctlRoot: c.SysctlRoot, Log: log})
-	if err != nil {
-		return err
+		return errors.Join(unusable, err)
 	}
 	defer k.Close()
-	if err := preflight(ctx, k, log); err != nil {
+	if err := preflight(ctx, c.StateDir, unusable, k, log); err != nil {
 		return err
 	}
 	a, err := newAgent(ctx, c, log, store, k)
@@ -78,6 +72,10 @@ func runDaemon(c Config, args []string, stdout io.Writer) error {
 // host is what the configuration says of the VM.
 func (c Config) host() plan.Host {
 	return plan.Host{Internal: c.InternalInterface, External: c.ExternalInterface, MarkMask: c.MarkMask, PodNetworks: c.PodNetworks}
+}
+
+func (c Config) kernelOptions(log *slog.Logger) kernel.Options {
+	return kernel.Options{SysctlRoot: c.SysctlRoot, IPTables: c.IPTables, Log: log}
 }
 
 // agent holds the parts of the daemon, wired but not running.

@@ -38,6 +38,7 @@ func commands() []command {
 	return []command{
 		{"run", "", "serve, until SIGTERM or SIGINT; also without any argument", runDaemon},
 		{"status", "[--output text|json]", "show tenants, links, addresses, routes, counters and health; needs no daemon", runStatus},
+		{"healthcheck", "[--live]", "ask the running daemon whether it serves, or with --live whether it turns over; exit code 1 if not", runHealthcheck},
 		{"cleanup", "[--force]", "remove all that is ours from the kernel and the disk, and nothing else", runCleanup},
 		{"confirm-removals", "", "let go of the held tenants, whose records vanished without a tombstone", runConfirm},
 	}

@@ -18,8 +18,16 @@ import (
 const checkSysctls = "sysctls"
 
 // preflight returns an error that tells all conditions that are not met.
-func preflight(ctx context.Context, k *kernel.Kernel, log *slog.Logger) error {
+// unusable is what openState said of the state directory.
+func preflight(ctx context.Context, stateDir string, unusable error, k *kernel.Kernel, log *slog.Logger) error {
 	var errs []error
+	fatal, warning := checkState(stateDir, unusable)
+	if fatal != nil {
+		errs = append(errs, fatal)
+	}
+	if warning != nil {
+		log.Warn("the state will not last", "err", warning)
+	}
 	for _, check := range k.Preflight(ctx) {
 		if check.Name == checkSysctls && sysctlsHold(ctx, k) {
 			log.Warn("sysctls can not be written; they are right now, and will only be watched", "err", check.Err)

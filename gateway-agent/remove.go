@@ -39,7 +39,7 @@ func runCleanup(c Config, args []string, stdout io.Writer) error {
 	case !errors.Is(err, reconcile.ErrRunning):
 		return err
 	}
-	k, err := kernel.New(c.host(), kernel.Options{SysctlRoot: c.SysctlRoot, Log: slog.New(slog.DiscardHandler)})
+	k, err := kernel.New(c.host(), c.kernelOptions(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return err
 	}

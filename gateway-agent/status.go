@@ -134,7 +134,7 @@ func readReport(ctx context.Context, c Config) (report, error) {
 	if err != nil {
 		return report{}, err
 	}
-	k, err := kernel.New(c.host(), kernel.Options{SysctlRoot: c.SysctlRoot, Log: slog.New(slog.DiscardHandler)})
+	k, err := kernel.New(c.host(), c.kernelOptions(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		return report{}, err
 	}

@@ -33,14 +33,15 @@ func (c Check) String() string { return fmt.Sprintf("%s: %v; %s", c.Name, c.Err,
 // Preflight tells which conditions the VM does not meet; none is a good sign.
 func (k *Kernel) Preflight(ctx context.Context) []Check {
 	checks := []Check{
-		{"capabilities", capabilities("/proc/self/status"), "run as root, or with --cap-add NET_ADMIN --cap-add NET_RAW", false},
-		{"internal interface", nicUp(k.host.Internal), "set GATEWAY_INTERNAL_INTERFACE to the NIC in the nodes' network, and set it up", false},
-		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up", false},
+		capabilities("/proc/self/status"),
+		{"internal interface", nicUp(k.host.Internal), "set GATEWAY_INTERNAL_INTERFACE to the NIC in the nodes' network, and set it up; in a container add: --network host", false},
+		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up; in a container add: --network host", false},
 		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs", false},
 		{"default route", k.defaultRoute(tenant.IPv4), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped", false},
 		{"default route IPv6", k.defaultRoute6(), "give the external interface an IPv6 default route: IPv6 packets of tenants go nowhere, or elsewhere, and are dropped", true},
-		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: update-alternatives --set iptables /usr/sbin/iptables-<legacy or nft>", false},
-		{"sysctls", k.sysctlsWritable(), "give the process a writable /proc/sys/net, for example with --security-opt systempaths=unconfined", false},
+		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: set GATEWAY_IPTABLES=" + k.otherBackend(), false},
+		{"iptables lock", k.lockFile(xtablesLock), "give the process a writable " + xtablesLock + "; in a container add: -v " + xtablesLock + ":" + xtablesLock, false},
+		{"sysctls", k.sysctlsWritable(), "run as root; in a container add: -v /proc/sys/net:/host/proc/sys/net -e GATEWAY_SYSCTL_ROOT=/host/proc/sys", false},
 	}
 	var failed []Check
 	for _, c := range checks {
@@ -51,28 +52,36 @@ func (k *Kernel) Preflight(ctx context.Context) []Check {
 	return failed
 }
 
-// capabilities reads the effective set of a status file of procfs.
-func capabilities(path string) error {
+// capabilities checks the effective set in a status file of procfs.
+func capabilities(path string) Check {
+	missing, err := missingCapabilities(path)
+	if err == nil && len(missing) > 0 {
+		err = fmt.Errorf("the process lacks %s", strings.Join(missing, " and "))
+	}
+	return Check{Name: "capabilities", Err: err, Remedy: "run as root; in a container add: --cap-add " + strings.Join(missing, " --cap-add ")}
+}
+
+func missingCapabilities(path string) ([]string, error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, rest, _ := strings.Cut(string(b), "CapEff:")
 	line, _, _ := strings.Cut(rest, "\n")
 	have, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64)
 	if err != nil {
-		return fmt.Errorf("CapEff of %s: %w", path, err)
+		return nil, fmt.Errorf("CapEff of %s: %w", path, err)
 	}
 	var missing []string
-	for bit, name := range map[int]string{unix.CAP_NET_ADMIN: "NET_ADMIN", unix.CAP_NET_RAW: "NET_RAW"} {
-		if have&(1<<bit) == 0 {
-			missing = append(missing, name)
+	for _, c := range []struct {
+		bit  int
+		name string
+	}{{unix.CAP_NET_ADMIN, "NET_ADMIN"}, {unix.CAP_NET_RAW, "NET_RAW"}} {
+		if have&(1<<c.bit) == 0 {
+			missing = append(missing, c.name)
 		}
 	}
-	if len(missing) > 0 {
-		return fmt.Errorf("the process lacks %s", strings.Join(missing, " and "))
-	}
-	return nil
+	return missing, nil
 }
 
 func nicUp(name string) error {
@@ -91,6 +100,9 @@ func nicUp(name string) error {
 		if l.name != "lo" && len(names) < 8 {
 			names = append(names, l.name)
 		}
+	}
+	if len(names) == 0 {
+		names = []string{"none but lo"}
 	}
 	return fmt.Errorf("there is no %q; there are %s", name, strings.Join(names, ", "))
 }
@@ -164,10 +176,7 @@ func (k *Kernel) defaultRoute(f tenant.Family) error {
 // interfaces: both are then in force, and a DROP over there could not be
 // answered here. Tables without rules do no harm; some kernels make them.
 func (k *Kernel) backend(ctx context.Context) error {
-	other := "iptables-legacy"
-	if k.tables[tenant.IPv4].legacy() {
-		other = "iptables-nft"
-	}
+	other := k.otherBackend()
 	save, err := exec.LookPath(other + "-save")
 	if err != nil {
 		return nil // nothing to look with; nothing that could have written there either
@@ -180,6 +189,29 @@ func (k *Kernel) backend(ctx context.Context) error {
 		return fmt.Errorf("the gateway would use %s, but %s shows %d rules of this host", k.Backend(), other, rules)
 	}
 	return nil
+}
+
+// otherBackend is the iptables that this gateway does not use.
+func (k *Kernel) otherBackend() string {
+	if k.tables[tenant.IPv4].legacy() {
+		return "iptables-nft"
+	}
+	return "iptables-legacy"
+}
+
+// xtablesLock is the file by which all programs that use iptables-legacy wait
+// for each other (iptables/xshared.h). iptables-nft has no need of it.
+const xtablesLock = "/run/xtables.lock"
+
+func (k *Kernel) lockFile(path string) error {
+	if !k.tables[tenant.IPv4].legacy() {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE, 0o600) // as iptables does
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func (k *Kernel) sysctlsWritable() error {
