@@ -14,8 +14,8 @@ LDFLAGS := -s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X 
 
 # Packages whose tests send packets; they run alone, one after the other, so
 # that no two fight for the two cores while something waits for an answer.
-LAB_PACKAGES := ./gateway-agent/internal/kernel/... ./gateway-agent/internal/flows ./gateway-agent/internal/announce ./test/lab/... ./test/e2e/... ./test/chaos/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -e /internal/kernel -e /internal/flows -e /internal/announce -e /test/lab -e /test/e2e -e /test/chaos)
+LAB_PACKAGES := ./gateway-agent/internal/kernel/... ./gateway-agent/internal/flows ./gateway-agent/internal/announce ./test/lab/... ./test/e2e/... ./test/chaos/... ./test/docker/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -e /internal/kernel -e /internal/flows -e /internal/announce -e /test/lab -e /test/e2e -e /test/chaos -e /test/docker)
 
 .PHONY: help
 help: ## list the targets
@@ -34,6 +34,21 @@ build: ## build the agents and the lab into build/bin
 lab-bin: ## build kube-apiserver, kube-controller-manager, kubectl and nats-server (once; about 5 minutes)
 	@test/kube/build.sh
 	@test/tools/build.sh nats-server
+
+IMAGES := gateway-agent cluster-agent egressctl nats
+TAG ?= $(VERSION)
+# BASE and BUILDER are the images that the Dockerfiles begin with, if not the public ones; BUILD_FLAGS are docker's.
+.PHONY: images
+images: ## build the container images and print their sizes (TAG=, BASE=, BUILDER=, BUILD_FLAGS=)
+	@for name in $(IMAGES); do \
+		docker build $(BUILD_FLAGS) $(if $(BASE),--build-arg BASE=$(BASE)) $(if $(BUILDER),--build-arg BUILDER=$(BUILDER)) \
+			$(if $(GOPROXY),--build-arg GOPROXY=$(GOPROXY)) $(if $(GOSUMDB),--build-arg GOSUMDB=$(GOSUMDB)) \
+			--build-arg VERSION=$(VERSION) --build-arg COMMIT=$(COMMIT) --build-arg DATE=$(DATE) \
+			-f images/$$name/Dockerfile -t egress-gateway/$$name:$(TAG) -t egress-gateway/$$name:latest . || exit; \
+	done
+	@for name in $(IMAGES); do \
+		docker image inspect -f '{{.Size}}' egress-gateway/$$name:$(TAG) | awk -v n=egress-gateway/$$name:$(TAG) '{printf "%-50s %6.1f MB\n", n, $$1 / 1e6}'; \
+	done
 
 .PHONY: demo
 demo: setup build lab-bin ## the whole main job, told step by step, on this machine (root)

@@ -40,6 +40,7 @@ var ours = map[string][]string{
 	"gateway-agent/internal/flows":     nil,
 	"gateway-agent/internal/announce":  nil,
 	"gateway-agent/internal/reconcile": {"gateway-agent/internal/plan", "shared/tenant"},
+	"images/nats/nats-server":          {"shared/daemon"},
 	"cluster-agent":                    {"cluster-agent/...", "shared/..."},
 	"cluster-agent/api/v1alpha1":       nil,
 	"cluster-agent/internal/iprange":   {"shared/tenant"},
@@ -58,7 +59,7 @@ var soleImporters = map[string][]string{
 	"github.com/google/nftables":           {"gateway-agent/internal/kernel"},
 	"github.com/ti-mo/conntrack":           {"gateway-agent/internal/flows"},
 	"github.com/nats-io/nats.go":           {"shared/bus"},
-	"github.com/nats-io/nats-server":       {"shared/natsserver"},
+	"github.com/nats-io/nats-server":       {"shared/natsserver", "images/nats/nats-server"},
 	"k8s.io/client-go":                     {"cluster-agent/internal/kube"},
 	"github.com/kelseyhightower/envconfig": {"shared/settings"},
 }
