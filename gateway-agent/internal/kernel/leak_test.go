@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
 // stale points a node's neighbour entry for a gateway IP to the MAC of enp1s0.
@@ -35,9 +37,13 @@ func (l *lab) leaked() int {
 // traffic sends from both pods of node1 until the returned function is called:
 // new UDP flows, and one long UDP and TCP flow each.
 func (l *lab) traffic() (stop func()) {
+	return l.trafficTo(server, "10.128.0.10", "10.128.0.11")
+}
+
+func (l *lab) trafficTo(server string, pods ...string) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	for _, pod := range []string{"10.128.0.10", "10.128.0.11"} {
+	for _, pod := range pods {
 		for _, network := range []string{"udp", "tcp"} {
 			long, err := l.node1.Dial(network, pod, server)
 			wg.Go(func() {
@@ -117,33 +123,33 @@ func TestLockedInFlows(t *testing.T) {
 
 // TestStaleNeighbour: refused, not leaked, and well again at once.
 func TestStaleNeighbour(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		l.serve(l.input())
-		old := l.dial(t, l.node1, "udp", "10.128.0.10")
-		if got, err := nettest.Ask(old); got != blue {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		old := p.dial(t, "udp", p.bluePod)
+		if got, err := nettest.Ask(old); got != p.blue {
 			t.Fatal(got, err)
 		}
-		l.stale(l.node1, "192.168.99.13")
-		if got, err := nettest.Ask(old); got != blue {
+		p.stale(p.blueGateway)
+		if got, err := nettest.Ask(old); got != p.blue {
 			t.Errorf("a translated flow should go on while the entry is stale: %q, %v", got, err)
 		}
-		fresh := l.dial(t, l.node1, "udp", "10.128.0.10")
+		fresh := p.dial(t, "udp", p.bluePod)
 		start := time.Now()
 		if got, err := nettest.Ask(fresh); err == nil || !strings.Contains(err.Error(), "refused") {
 			t.Errorf("a new flow should be refused while the entry is stale: %q, %v", got, err)
 		}
-		if _, err := l.node1.Dial("tcp", "10.128.0.10", server); err == nil || !strings.Contains(err.Error(), "refused") {
+		if _, err := l.node1.Dial("tcp", p.bluePod, at(p.server, 7)); err == nil || !strings.Contains(err.Error(), "refused") {
 			t.Errorf("a new TCP connection: %v", err)
 		}
 		if d := time.Since(start); d > 500*time.Millisecond {
 			t.Errorf("refusing took %s", d)
 		}
-		l.node1.Run("ip neigh del 192.168.99.13 dev eth0")
-		if got, err := nettest.Ask(fresh); got != blue {
+		l.node1.Run("ip neigh del " + p.blueGateway + " dev eth0")
+		if got, err := nettest.Ask(fresh); got != p.blue {
 			t.Errorf("the same UDP socket after convergence: %q, %v", got, err)
 		}
-		expect(t, l.node1, "10.128.0.10", blue)
-		l.clean(blue, red)
+		p.expect(t, p.bluePod, p.blue)
+		p.clean(t)
 	})
 }
 
@@ -210,30 +216,32 @@ func TestHoles(t *testing.T) {
 // TestHandOver swaps two tenants' addresses again and again under traffic:
 // afterwards each long flow has its tenant's new address, at once.
 func TestHandOver(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		in := l.input()
-		l.serve(in)
-		stop := l.traffic()
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		in := p.in
+		in.Tenants = slices.Clone(p.in.Tenants)
+		p.serve(t, in)
+		stop := l.trafficTo(at(p.server, 7), p.bluePod, p.redPod)
 		defer stop()
-		b, r := l.dial(t, l.node1, "udp", "10.128.0.10"), l.dial(t, l.node1, "udp", "10.128.0.11")
+		b, r := p.dial(t, "udp", p.bluePod), p.dial(t, "udp", p.redPod)
+		egress := func(n int) string { a, _ := p.family.First(in.Tenants[n].EgressIPs); return a.String() }
 		for i := range 10 {
 			in.Tenants[0].EgressIPs, in.Tenants[1].EgressIPs = in.Tenants[1].EgressIPs, in.Tenants[0].EgressIPs
 			l.serve(in)
-			for c, want := range map[net.Conn]string{b: in.Tenants[0].EgressIPs[0].String(), r: in.Tenants[1].EgressIPs[0].String()} {
+			for c, want := range map[net.Conn]string{b: egress(0), r: egress(1)} {
 				if got, err := nettest.Ask(c); got != want {
 					t.Errorf("swap %d: a flow that was there before: the server saw %q (%v), want %s", i, got, err, want)
 				}
 			}
 		}
 		// A tenant goes, its address goes to another.
-		last := in.Tenants[1].EgressIPs[0].String()
-		in.Tenants = []plan.Numbered{in.Tenants[0], numbered(3, "ns-new", "192.168.99.15", last)}
+		next := map[tenant.Family]string{tenant.IPv4: "192.168.99.15", tenant.IPv6: "fd00:99::15"}[p.family]
+		in.Tenants = []plan.Numbered{in.Tenants[0], numbered(3, "ns-new", next, egress(1))}
 		l.serve(in)
 		if got, err := nettest.Ask(r); err == nil {
 			t.Errorf("a removed tenant's flow still got an answer: %s", got)
 		}
 		stop()
-		l.clean(blue, red)
+		p.clean(t)
 	})
 }
 
@@ -295,38 +303,39 @@ func TestNodeAddressSource(t *testing.T) {
 // TestUnknownNode: a pod network that no record tells of yet, and a node whose
 // route is missing.
 func TestUnknownNode(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		in := l.input()
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		in := p.in
 		in.Nodes, in.Networks = in.Nodes[1:], nil
-		l.serve(in)
+		p.serve(t, in)
 		for _, network := range []string{"udp", "tcp"} {
-			got := l.node1.Seen(network, "10.128.0.10", server)
-			if got == "10.128.0.10" || got == "192.168.55.12" {
+			got := l.node1.Seen(network, p.bluePod, at(p.server, 7))
+			if got == p.bluePod || got == p.own {
 				t.Errorf("%s: %s", network, got)
 			}
 		}
-		in.Networks = l.input().Networks
+		in.Networks = p.in.Networks
 		l.serve(in)
-		l.stale(l.node1, "192.168.99.13")
-		_ = l.node1.Seen("tcp", "10.128.0.10", server)
-		_ = l.node1.Seen("udp", "10.128.0.10", server)
-		l.clean(blue, red)
+		p.stale(p.blueGateway)
+		_ = l.node1.Seen("tcp", p.bluePod, at(p.server, 7))
+		_ = l.node1.Seen("udp", p.bluePod, at(p.server, 7))
+		p.clean(t)
 	})
 }
 
 // TestPodMovesToAnotherTenant: a connection that began as blue's must not go on
 // with blue's address when its pod sends through red's gateway IP.
 func TestPodMovesToAnotherTenant(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		l.serve(l.input())
-		c := l.dial(t, l.node1, "udp", "10.128.0.10")
-		if got, err := nettest.Ask(c); got != blue {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.serve(t, p.in)
+		c := p.dial(t, "udp", p.bluePod)
+		if got, err := nettest.Ask(c); got != p.blue {
 			t.Fatal(got, err)
 		}
-		l.node1.Run("ip route replace default via 192.168.99.14 table 110")
+		table := map[tenant.Family]string{tenant.IPv4: "110", tenant.IPv6: "100"}[p.family]
+		l.node1.Run(p.ip() + " route replace default via " + p.redGateway + " table " + table)
 		if got, err := nettest.Ask(c); err == nil {
 			t.Errorf("the server saw %s", got)
 		}
-		expect(t, l.node1, "10.128.0.10", red)
+		p.expect(t, p.bluePod, p.red)
 	})
 }
