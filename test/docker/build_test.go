@@ -46,7 +46,7 @@ func imagesTar(t *testing.T) string {
 		return tar
 	}
 	built := t.Run("build", func(t *testing.T) {
-		e := startEngine(t, "", offTheNetwork...)
+		e := startEngine(t, nil, offTheNetwork...)
 		began := time.Now()
 		e.build(bases)
 		t.Logf("images built in %s", time.Since(began).Round(time.Second))

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,9 +38,15 @@ const (
 	owner  = "owner"
 )
 
-// startEngine starts dockerd, in a network namespace unless that is "", and ends
-// it with the test. With `--network host` its containers are in that namespace.
-func startEngine(t *testing.T, namespace string, flags ...string) *engine {
+// inNetwork is the command that runs another one in a network namespace. It is
+// not `ip netns exec`, which would hide the control groups.
+func inNetwork(namespace string) []string {
+	return []string{"nsenter", "--net=/run/netns/" + namespace}
+}
+
+// startEngine starts dockerd by way of the command enter, and ends it with the
+// test. With `--network host` its containers are where enter leads to.
+func startEngine(t *testing.T, enter []string, flags ...string) *engine {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: the test starts a docker engine; run: sudo make test")
@@ -64,10 +71,7 @@ func startEngine(t *testing.T, namespace string, flags ...string) *engine {
 	}
 	argv := []string{"dockerd", "--host", "unix://" + filepath.Join(dir, "sock"), "--data-root", filepath.Join(dir, "data"),
 		"--exec-root", filepath.Join(dir, "exec"), "--pidfile", filepath.Join(dir, "pid"), "--cgroup-parent", e.cgroup}
-	if namespace != "" {
-		// Not `ip netns exec`: it would hide the control groups.
-		argv = append([]string{"nsenter", "--net=/run/netns/" + namespace}, argv...)
-	}
+	argv = append(slices.Clone(enter), argv...)
 	e.process = exec.Command(argv[0], append(argv[1:], flags...)...)
 	e.process.Stdout, e.process.Stderr = log, log
 	// If the test is killed, dockerd ends, and its containers with it. It is the

@@ -31,7 +31,7 @@ func image(name string) string { return "egress-gateway/" + name + ":" + version
 // TestImages looks at the images.
 func TestImages(t *testing.T) {
 	tar := imagesTar(t)
-	e := startEngine(t, "", offTheNetwork...)
+	e := startEngine(t, nil, offTheNetwork...)
 	e.docker("load", "-i", tar)
 
 	t.Run("size", func(t *testing.T) {

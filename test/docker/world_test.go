@@ -52,7 +52,7 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	w.watchWire()
-	w.vm = startEngine(t, w.Namespace(lab.PartGateway))
+	w.vm = startEngine(t, inNetwork(w.Namespace(lab.PartGateway)))
 	w.vm.docker("load", "-i", tar)
 	w.secrets = filepath.Join(t.TempDir(), "secrets")
 	w.must(os.Mkdir(w.secrets, 0o700))
