@@ -80,12 +80,17 @@ func (e *embedded) run(ctx context.Context) error {
 			e.connected.Poke()
 		}
 	})
+	// The connection ends before the server, which is no loss then.
+	last, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	server, _ := daemon.NewGroup(last)
+	server.Go("server", e.server.Run)
 	g, _ := daemon.NewGroup(ctx)
-	g.Go("server", e.server.Run)
 	g.Go("server events", e.follow)
 	g.Go("setup", e.keepSetUp)
-	err = g.Wait()
-	return errors.Join(err, e.setup.Close())
+	err = errors.Join(g.Wait(), e.setup.Close())
+	end()
+	return errors.Join(err, server.Wait())
 }
 
 // follow hurries the connections when the server has started, and leaves word of

@@ -231,6 +231,20 @@ func TestThreeServers(t *testing.T) {
 		n.start(s)
 		n.settled(3)
 	}
+
+	// One of three is no majority: nothing changes, and nothing is removed.
+	n.signal(n.servers[0], syscall.SIGKILL)
+	n.signal(n.servers[1], syscall.SIGKILL)
+	n.eventually("the loss to be noticed", func() bool { return problem(c.follower.Problems(), "cut off") || c.audit.Pending() > 100 })
+	before := len(live(c.follower.Views()["c1"]))
+	wait(t.Context(), 2*time.Second)
+	if now := len(live(c.follower.Views()["c1"])); now != before {
+		t.Errorf("without a majority %d tenants became %d", before, now)
+	}
+	n.start(n.servers[0])
+	n.start(n.servers[1])
+	n.settled(3)
+	c.settle("the majority was back")
 	c.finish()
 }
 

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,10 +31,13 @@ type vm struct {
 	opts  Options
 }
 
-func newVM(t testing.TB) *vm {
+func newVM(t testing.TB) *vm { return newVMAt(t, time.Now) }
+
+// newVMAt is newVM with certificates made at another time.
+func newVMAt(t testing.TB, now func() time.Time) *vm {
 	t.Helper()
 	path := t.TempDir()
-	d, err := natsconf.Open(path, time.Now)
+	d, err := natsconf.Open(path, now)
 	if d == nil {
 		t.Fatal(err)
 	}
@@ -244,6 +248,20 @@ func TestStrangersStayOut(t *testing.T) {
 	}
 	if c := v.dial(bus.Config{}, "gw1", bus.WithInProcess(s)); c.Connected() {
 		t.Error("inside without a key: connected")
+	}
+}
+
+// The address can be another one than the configuration's.
+func TestListen(t *testing.T) {
+	t.Parallel()
+	v := newVM(t)
+	v.opts.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(freePort(t)))
+	v.up()
+	cfg := v.config("gateways/gw1")
+	cfg.URL = []string{"tls://" + v.opts.Listen}
+	v.connect(cfg, "gw1")
+	if c := v.dial(v.config("gateways/gw1"), "gw1"); c.Connected() {
+		t.Error("it listens on the configuration's address")
 	}
 }
 
