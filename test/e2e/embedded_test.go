@@ -27,6 +27,7 @@ func TestEmbeddedNATS(t *testing.T) {
 	t.Log("the agent is stopped and started, as for an upgrade")
 	w.must(w.gatewayAgent().Terminate())
 	w.must(w.gatewayAgent().Wait())
+	w.spoolIsEmpty()
 	w.startGateway()
 	w.served("after-restart")
 	w.auditIsWhole()
@@ -71,6 +72,24 @@ func (w *world) startGateway() {
 	w.t.Helper()
 	_, err := w.StartGatewayAgent(w.ctx, nil)
 	w.must(err)
+}
+
+// spoolIsEmpty fails the test if the agent ended before its server had its last
+// events.
+func (w *world) spoolIsEmpty() {
+	w.t.Helper()
+	files, err := filepath.Glob(filepath.Join(w.GatewayStateDir(), "audit", "*"))
+	w.must(err)
+	for _, f := range files {
+		info, err := os.Stat(f)
+		w.must(err)
+		if info.Size() > 0 {
+			w.t.Errorf("%d bytes of audit events are left in %s", info.Size(), f)
+		}
+	}
+	if len(files) == 0 {
+		w.t.Error("there is no spool")
+	}
 }
 
 // statusTells waits until `gateway-agent status` shows a problem.
