@@ -24,6 +24,11 @@ import (
 
 type kernelAdapter struct{ *kernel.Kernel }
 
+func (k kernelAdapter) Look(ctx context.Context, afresh bool) (reconcile.Sight, error) {
+	s, err := k.Kernel.Look(ctx, afresh)
+	return reconcile.Sight(s), err
+}
+
 func (k kernelAdapter) Apply(ctx context.Context, steps []plan.Step) []reconcile.Failure {
 	var out []reconcile.Failure
 	for _, f := range k.Kernel.Apply(ctx, steps) {

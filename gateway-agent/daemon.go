@@ -83,6 +83,7 @@ type agent struct {
 	config    Config
 	log       *slog.Logger
 	embedded  *embedded // nil unless a NATS server runs inside this agent
+	kernel    *kernel.Kernel
 	conn      *bus.Conn
 	follower  *bus.Follower
 	status    *bus.StatusWriter
@@ -104,7 +105,7 @@ type agent struct {
 // newAgent opens what the daemon needs. If it fails, the process ends, and what
 // was opened ends with it.
 func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.Store, k *kernel.Kernel) (*agent, error) {
-	a := &agent{config: c, log: log, changed: daemon.NewTrigger(), sweep: daemon.NewTrigger(), report: daemon.NewTrigger()}
+	a := &agent{config: c, log: log, kernel: k, changed: daemon.NewTrigger(), sweep: daemon.NewTrigger(), report: daemon.NewTrigger()}
 	var err error
 	if a.flows, err = flows.Open(); err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
@@ -248,6 +249,7 @@ func (a *agent) run(ctx context.Context) error {
 
 	g, _ := daemon.NewGroup(ctx)
 	g.Go("loop", func(ctx context.Context) error { return a.loop.Run(ctx, a.changed.C()) })
+	g.Go("notices", func(ctx context.Context) error { return a.kernel.Watch(ctx, a.changed.Poke) })
 	g.Go("follower", a.follower.Run)
 	g.Go("follower events", forward(a.follower.Changed(), a.changed))
 	g.Go("status", a.status.Run)

@@ -14,7 +14,7 @@ import (
 type metrics struct {
 	passes      *prometheus.CounterVec
 	errors      *prometheus.CounterVec
-	duration    prometheus.Histogram
+	duration    *prometheus.HistogramVec
 	programming prometheus.Histogram
 	steps       prometheus.Counter
 	flushed     prometheus.Counter
@@ -27,9 +27,9 @@ func newMetrics() *metrics {
 			Name: "egress_reconcile_passes_total", Help: "Passes of the loop, by result."}, []string{"result"}),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "egress_reconcile_errors_total", Help: "What failed in passes, by what it concerns."}, []string{"kind"}),
-		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "egress_reconcile_duration_seconds", Help: "Duration of a pass, whether it changed something or not.",
-			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "egress_reconcile_duration_seconds", Help: "Duration of a pass, whether it changed something or not, by what it compared with the kernel: whole, part (of some tenants) or none (nothing had changed).",
+			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}, []string{"kind"}),
 		programming: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "egress_programming_duration_seconds", Help: "Duration of a pass that changed the kernel: observe, compare, apply.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}),
@@ -55,7 +55,9 @@ func (m *metrics) observe(p reconcile.Pass) {
 		}
 	}
 	m.passes.WithLabelValues(result).Inc()
-	m.duration.Observe(p.Duration.Seconds())
+	if p.Kind != "" {
+		m.duration.WithLabelValues(p.Kind).Observe(p.Duration.Seconds())
+	}
 	m.steps.Add(float64(p.Steps))
 	if p.Steps > 0 {
 		m.programming.Observe(p.Duration.Seconds())

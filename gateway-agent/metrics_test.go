@@ -80,7 +80,7 @@ func fullScrape() scraped {
 
 func registryOf(s scraped) *prometheus.Registry {
 	r, m := prometheus.NewRegistry(), newMetrics()
-	m.observe(reconcile.Pass{Steps: 1, Duration: time.Millisecond})
+	m.observe(reconcile.Pass{Steps: 1, Kind: reconcile.PassWhole, Duration: time.Millisecond})
 	m.register(r, s)
 	return r
 }

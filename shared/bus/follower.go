@@ -298,7 +298,7 @@ func (f *Follower) judgeCluster(name string, c *cluster) {
 	if known && *c.ready == before.Ready {
 		return // read again after a reconnect: nothing new
 	}
-	v := newView(*c.ready, c.recs, before.records(name), f.clock())
+	v := newView(*c.ready, c.recs, func() map[string]record { return before.records(name) }, f.clock())
 	v.Heartbeat = f.beats[name].Heartbeat
 	f.views[name] = v
 	f.log.Debug("state confirmed", "cluster", name, "generation", v.Ready.Generation,

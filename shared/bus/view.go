@@ -5,6 +5,7 @@ package bus
 import (
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"egress-gateway.io/shared/tenant"
@@ -91,13 +92,14 @@ func (v View) records(cluster string) map[string]record {
 // newView builds a view. A record that can not be read is reported, and
 // replaced by the one of the same key in before, if there is one: garbage is no
 // order to delete.
-func newView(ready tenant.Ready, recs, before map[string]record, now time.Time) View {
-	v := View{Ready: ready}
+func newView(ready tenant.Ready, recs map[string]record, before func() map[string]record, now time.Time) View {
+	v := View{Ready: ready, Tenants: make([]tenant.Tenant, 0, len(recs))}
+	before = sync.OnceValue(before) // seldom needed
 	for _, key := range slices.Sorted(maps.Keys(recs)) {
 		r := recs[key]
 		if r.err != nil {
 			v.Problems = append(v.Problems, Problem{Key: key, Since: now, Err: r.err})
-			r = before[key]
+			r = before()[key]
 		}
 		switch {
 		case r.tenant != nil:

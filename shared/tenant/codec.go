@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 )
 
 // MaxRecord is the size in bytes above which a record is refused unread.
@@ -100,9 +101,13 @@ func DecodeSummary(key string, b []byte) (Summary, error) {
 // hashed along, so that no two different sets collide by concatenation.
 func Digest(values map[string][]byte) string {
 	h := sha256.New()
+	var b []byte
 	for _, k := range slices.Sorted(maps.Keys(values)) {
-		fmt.Fprintf(h, "%d %s %d ", len(k), k, len(values[k]))
-		h.Write(values[k])
+		v := values[k]
+		b = append(strconv.AppendInt(b[:0], int64(len(k)), 10), ' ')
+		b = append(append(b, k...), ' ')
+		b = append(strconv.AppendInt(b, int64(len(v)), 10), ' ')
+		h.Write(append(b, v...))
 	}
 	return hex.EncodeToString(h.Sum(nil))
 }

@@ -92,7 +92,7 @@ func (a addrInfo) ours(tenantLink bool) bool {
 // addAddr adds an address of ours. That it is there already is no error if it
 // is ours, as a step may be carried out twice.
 func (k *Kernel) addAddr(a plan.Addr) error {
-	req, err := addrRequest(a, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req, err := k.addrRequest(a, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (k *Kernel) ownAddr(a plan.Addr) (bool, error) {
 
 // delAddr removes an address; one that is gone is no error.
 func (k *Kernel) delAddr(a plan.Addr) error {
-	req, err := addrRequest(a, unix.RTM_DELADDR, unix.NLM_F_ACK)
+	req, err := k.addrRequest(a, unix.RTM_DELADDR, unix.NLM_F_ACK)
 	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
@@ -139,12 +139,12 @@ func (k *Kernel) delAddr(a plan.Addr) error {
 	return err
 }
 
-func addrRequest(a plan.Addr, kind, flags int) (*nl.NetlinkRequest, error) {
+func (k *Kernel) addrRequest(a plan.Addr, kind, flags int) (*nl.NetlinkRequest, error) {
 	index, err := linkIndex(a.Dev)
 	if err != nil {
 		return nil, fmt.Errorf("link %s: %w", a.Dev, err)
 	}
-	req := nl.NewNetlinkRequest(kind, flags)
+	req := k.request(kind, flags)
 	family := unix.AF_INET
 	if a.IP.Is6() {
 		family = unix.AF_INET6

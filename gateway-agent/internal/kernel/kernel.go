@@ -113,6 +113,9 @@ func (k *Kernel) openSockets() error {
 		if err != nil {
 			return err
 		}
+		if err := socket.SetReceiveTimeout(&nl.SocketTimeoutTv); err != nil {
+			return err
+		}
 		k.sockets[protocol] = &nl.SocketHandle{Socket: socket}
 	}
 	fd := k.sockets[unix.NETLINK_ROUTE].Socket.GetFd()

@@ -194,30 +194,40 @@ func (k *Kernel) makeLink(l plan.Link) error {
 	if err != nil {
 		return err
 	}
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req := k.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(parent))))
 	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
 	req.AddData(macvlanInfo())
 	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
-	if err != nil && !errors.Is(err, unix.EEXIST) {
+	exists := errors.Is(err, unix.EEXIST)
+	if err != nil && !exists {
 		return fmt.Errorf("add link: %w", err)
 	}
 	if err := k.setIPv6(l); err != nil {
 		return err
 	}
-	req = nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	req = k.request(unix.RTM_NEWLINK, unix.NLM_F_ACK)
 	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	head.Flags, head.Change = unix.IFF_UP, unix.IFF_UP
 	req.AddData(head)
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(l.Tenant)))
-	req.AddData(macvlanInfo())
+	if exists { // for a new one it would only cost a look at all others
+		req.AddData(macvlanInfo())
+	}
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("set link: %w (is there a foreign link of this name?)", err)
 	}
 	return nil
+}
+
+// request is a request over a socket that is open already.
+func (k *Kernel) request(kind, flags int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(kind, flags)
+	req.Sockets = k.sockets
+	return req
 }
 
 func macvlanInfo() *nl.RtAttr {

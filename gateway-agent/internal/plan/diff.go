@@ -19,11 +19,10 @@ import (
 //	what lets tenants that go, and       from here on nobody sends for them
 //	  bindings that another wants, pass
 //	  the exit guard
-//	connections of tenants that go
 //	rules of tenants that go, and        a binding of an address ends before the
 //	  bindings that another wants        next one begins
-//	connections of addresses that        the old holder's connections end before
-//	  change hands                       the new holder is served
+//	connections of tenants that go, and  the old holder's connections end before
+//	  of addresses that change hands     the new holder is served
 //	chains and rules that come, and
 //	  what the guard's maps hold of them
 //	egress IPs that come
@@ -41,8 +40,8 @@ func Diff(want, have State) []Step {
 	d.linksGo()
 	d.disown()
 	d.untranslate()
-	d.tenantsGo()
 	d.unbind()
+	d.tenantsGo()
 	d.handOver()
 	d.rulesCome()
 	d.translateCome()

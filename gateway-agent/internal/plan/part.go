@@ -39,45 +39,51 @@ func Part(before, after Input, changed map[string]bool, problems []Problem) (was
 	for _, p := range problems {
 		troubled[TenantID(p.Cluster, p.Tenant)] = true
 	}
-	was, ok = before.part(changed, troubled, after)
-	if !ok || was.usesIPv6() != before.usesIPv6() {
-		return was, will, false
-	}
-	will, ok = after.part(changed, troubled, before)
-	return was, will, ok && will.usesIPv6() == was.usesIPv6()
-}
-
-// part returns in with the tenants of changed, and those that share chains with
-// them in in or in other. It is not ok if they have a number or an address that
-// another tenant has, or none.
-func (in Input) part(changed, troubled map[string]bool, other Input) (Input, bool) {
-	numbers, taken := make(map[int]bool), make(map[netip.Addr]bool)
-	for _, i := range []Input{in, other} {
-		for _, t := range i.Tenants {
-			if !changed[TenantID(t.Cluster, t.Name)] {
-				continue
-			}
-			if t.Number < 1 || t.Number > MaxNumber {
-				return in, false
-			}
-			numbers[t.Number] = true
-			for _, a := range slices.Concat(t.GatewayIPs, t.EgressIPs) {
-				taken[a] = true
-			}
+	numbers, addresses := make(map[int]bool), make(map[netip.Addr]bool)
+	for _, t := range slices.Concat(before.of(changed), after.of(changed)) {
+		if t.Number < 1 || t.Number > MaxNumber {
+			return was, will, false
+		}
+		numbers[t.Number] = true
+		for _, a := range slices.Concat(t.GatewayIPs, t.EgressIPs) {
+			addresses[a] = true
 		}
 	}
-	out, near := in, in.near(numbers, changed, troubled)
+	for _, t := range before.Tenants {
+		if !changed[TenantID(t.Cluster, t.Name)] && (numbers[t.Number] || sharesAny(t, addresses)) {
+			return was, will, false
+		}
+	}
+	near := before.near(numbers, changed, troubled)
+	was, will = before.part(changed, near), after.part(changed, near)
+	uses := before.usesIPv6()
+	return was, will, was.usesIPv6() == uses && after.usesIPv6() == uses && will.usesIPv6() == uses
+}
+
+// of returns the tenants of changed.
+func (in Input) of(changed map[string]bool) []Numbered {
+	var out []Numbered
+	for _, t := range in.Tenants {
+		if changed[TenantID(t.Cluster, t.Name)] {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// part returns in with the tenants of changed, and those whose numbers lie in
+// the leaves of near.
+func (in Input) part(changed map[string]bool, near map[int]bool) Input {
+	out := in
 	out.Tenants, out.Rest6 = nil, false
 	for _, t := range in.Tenants {
-		if mine := changed[TenantID(t.Cluster, t.Name)]; !mine && (numbers[t.Number] || sharesAny(t, taken)) {
-			return in, false
-		} else if mine || near[t.Number>>4] {
+		if near[t.Number>>4] || changed[TenantID(t.Cluster, t.Name)] {
 			out.Tenants = append(out.Tenants, t)
 		} else {
 			out.Rest6 = out.Rest6 || t.needsIPv6()
 		}
 	}
-	return out, true
+	return out
 }
 
 func sharesAny(t Numbered, taken map[netip.Addr]bool) bool {

@@ -17,15 +17,24 @@ type Failure struct {
 
 // Kernel is the kernel of the VM. The loop is its only user while it runs.
 type Kernel interface {
-	// Facts returns the host as configured, completed by what the VM shows now.
-	Facts(context.Context) (plan.Host, error)
-	// Observe returns what is ours in the kernel.
-	Observe(context.Context) (plan.State, error)
+	// Look returns the kernel as it is now. Afresh, all of it is read; else only
+	// what may have changed since the last look.
+	Look(ctx context.Context, afresh bool) (Sight, error)
 	// Apply carries out steps of the executor plan.Kernel in their order. After
 	// a failure of a tenant it leaves out that tenant's further steps; after one
 	// of a guard, a sysctl or a chain it makes no link and no address any more.
 	// Doing a step twice is harmless.
 	Apply(context.Context, []plan.Step) []Failure
+}
+
+// Sight is what a look came to. It holds until the next Look or Apply.
+type Sight struct {
+	// Host is the host as configured, completed by what the VM shows.
+	Host plan.Host
+	// State is what is ours.
+	State plan.State
+	// Same says that all is as the last look, and the steps since, have left it.
+	Same bool
 }
 
 // FlowMatch says which connections to delete: those that leave with Egress, but

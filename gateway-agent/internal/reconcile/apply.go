@@ -5,6 +5,7 @@ package reconcile
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
@@ -17,6 +18,10 @@ import (
 func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) {
 	announced := false
 	failed := map[string]bool{}
+	for id := range res.failures {
+		failed[id] = id != ""
+	}
+	steps = res.allowed(steps, failed)
 	for len(steps) > 0 {
 		row := plan.Runs(steps)[0]
 		steps = steps[len(row.Steps):]
@@ -34,14 +39,47 @@ func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) {
 			}
 		}
 		announced = announced || row.Executor == plan.Announce
-		steps = plan.Without(steps, failed)
-		if _, unprotected := res.failures[""]; unprotected {
-			steps = slices.DeleteFunc(steps, letsIn)
-		}
+		steps = res.allowed(steps, failed)
 	}
 	if announced {
 		l.Sweep()
 	}
+}
+
+// applyAsked is apply, while the network is asked whether somebody has one of the
+// addresses of ask: rules and guards do not wait for that. If somebody has, no
+// address is claimed, and it returns true: there is to be another plan.
+func (l *Loop) applyAsked(ctx context.Context, steps []plan.Step, ask []plan.Addr, res *result) (conflict bool) {
+	wait := l.probe(ctx, ask)
+	asked := make(map[netip.Addr]bool, len(ask))
+	for _, a := range ask {
+		asked[a.IP] = true
+	}
+	cut := slices.IndexFunc(steps, func(s plan.Step) bool {
+		a, adds := s.(plan.AddAddr)
+		return adds && asked[a.Addr.IP]
+	})
+	if cut < 0 {
+		cut = len(steps)
+	}
+	l.apply(ctx, steps[:cut], res)
+	if wait() {
+		return true
+	}
+	l.apply(ctx, steps[cut:], res)
+	return false
+}
+
+// allowed returns the steps that may still be tried.
+func (r *result) allowed(steps []plan.Step, failed map[string]bool) []plan.Step {
+	if len(r.failures) == 0 {
+		return steps
+	}
+	steps = plan.Without(steps, failed)
+	if _, unprotected := r.failures[""]; unprotected {
+		steps = slices.DeleteFunc(steps, letsIn)
+	}
+	return steps
 }
 
 // protects tells the steps that all tenants depend on.

@@ -14,10 +14,11 @@ import (
 // Cleanup removes all that is ours from the kernel, and the connections that
 // went through it. It returns the steps that were tried, and all failures.
 func Cleanup(ctx context.Context, k Kernel, f Flows) ([]plan.Step, error) {
-	have, err := k.Observe(ctx)
+	sight, err := k.Look(ctx, true)
 	if err != nil {
 		return nil, fmt.Errorf("observe the kernel: %w", err)
 	}
+	have := sight.State
 	steps := plan.Diff(plan.State{MarkMask: have.MarkMask}, have)
 	l := NewLoop(Options{Kernel: k, Flows: f, Log: slog.New(slog.DiscardHandler), Audit: nobody{}, Sweep: func() {}})
 	res := result{failures: map[string]Failure{}}

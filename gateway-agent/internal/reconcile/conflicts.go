@@ -34,25 +34,32 @@ type answer struct {
 	at  time.Time
 }
 
-// contested probes the addresses that the kernel does not hold and want adds,
-// and returns those that another host has, with its MAC. An address that the
-// kernel holds is not asked for: it is in use. A probe that can not be made is
-// no conflict.
-func (l *Loop) contested(ctx context.Context, want, have plan.State, host plan.Host) map[netip.Addr]string {
+// unclaimed returns the addresses that want adds to the kernel: those that
+// another host is known to have, with its MAC, and those to ask for. An address
+// that the kernel holds is not asked for: it is in use.
+func (l *Loop) unclaimed(want, have plan.State, host plan.Host) (conflicts map[netip.Addr]string, ask []plan.Addr) {
 	if l.Prober == nil {
-		return nil
+		return nil, nil
 	}
-	held := map[netip.Addr]bool{}
-	for a := range have.Addrs {
-		held[a.IP] = true
-	}
-	now, out := l.Clock(), map[netip.Addr]string{}
-	var ask []plan.Addr
+	missing := map[netip.Addr]plan.Addr{}
 	for a := range want.Addrs {
-		if known, ok := l.answers[a.IP]; held[a.IP] {
-			continue
-		} else if ok && now.Sub(known.at) < conflictRetry {
-			out[a.IP] = known.mac
+		if _, held := have.Addrs[a]; !held && !l.free[a.IP] {
+			missing[a.IP] = a
+		}
+	}
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	for a := range have.Addrs {
+		delete(missing, a.IP)
+	}
+	now := l.Clock()
+	for ip, a := range missing {
+		if known, ok := l.answers[ip]; ok && now.Sub(known.at) < conflictRetry {
+			if conflicts == nil {
+				conflicts = map[netip.Addr]string{}
+			}
+			conflicts[ip] = known.mac
 			continue
 		}
 		if _, link := plan.LinkNumber(a.Dev); link {
@@ -60,22 +67,39 @@ func (l *Loop) contested(ctx context.Context, want, have plan.State, host plan.H
 		}
 		ask = append(ask, a)
 	}
-	if len(ask) == 0 {
-		return out
-	}
 	slices.SortFunc(ask, func(x, y plan.Addr) int { return x.IP.Compare(y.IP) })
-	found, err := l.Prober.Probe(ctx, ask)
-	if err != nil {
-		l.Log.Warn("new addresses could not be probed; they are claimed all the same", "err", err)
+	return conflicts, ask
+}
+
+// probe asks for addresses. The function that it returns waits for the answers,
+// and tells whether somebody has one of the addresses. A probe that can not be
+// made is no conflict.
+func (l *Loop) probe(ctx context.Context, ask []plan.Addr) (wait func() bool) {
+	if len(ask) == 0 {
+		return func() bool { return false }
 	}
-	for _, a := range ask {
-		delete(l.answers, a.IP)
+	var found map[netip.Addr]string
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		found, err = l.Prober.Probe(ctx, ask)
+	}()
+	return func() bool {
+		<-done
+		if err != nil {
+			l.Log.Warn("new addresses could not be probed; they are claimed all the same", "err", err)
+		}
+		for _, a := range ask {
+			delete(l.answers, a.IP)
+			l.free[a.IP] = true
+		}
+		for ip, mac := range found {
+			delete(l.free, ip)
+			l.answers[ip] = answer{mac, l.Clock()}
+		}
+		return len(found) > 0
 	}
-	for ip, mac := range found {
-		l.answers[ip] = answer{mac, l.Clock()}
-		out[ip] = mac
-	}
-	return out
 }
 
 // Claim is another host's use of an address that is in use here.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -27,7 +28,11 @@ type fakeKernel struct {
 	// doing after so many steps, as a SIGKILL would (-1: never).
 	failing    string
 	crashAfter int
-	err        error // of Facts and Observe
+	err        error // of Look
+	// left is the state as the last look, and the steps since, have left it;
+	// fresh counts the looks that read everything.
+	left  plan.State
+	fresh int
 }
 
 func newFakeKernel() *fakeKernel {
@@ -49,9 +54,18 @@ var errUnprotected = errors.New("not tried")
 
 var errCrashed = errors.New("the process is dead")
 
-func (k *fakeKernel) Facts(context.Context) (plan.Host, error) { return k.host, k.err }
+// Look copies the state; it is the same as before if no hand has changed it.
+func (k *fakeKernel) Look(_ context.Context, afresh bool) (Sight, error) {
+	now := Sight{Host: k.host, State: k.copy()}
+	now.Same = !afresh && reflect.DeepEqual(k.left, now.State)
+	k.left = now.State
+	if afresh {
+		k.fresh++
+	}
+	return now, k.err
+}
 
-func (k *fakeKernel) Observe(context.Context) (plan.State, error) {
+func (k *fakeKernel) copy() plan.State {
 	s := k.state
 	s.MarkMask = k.host.MarkMask
 	s.Sysctls, s.Links, s.Routes = maps.Clone(s.Sysctls), maps.Clone(s.Links), maps.Clone(s.Routes)
@@ -62,7 +76,7 @@ func (k *fakeKernel) Observe(context.Context) (plan.State, error) {
 	}
 	s.Guard = cloneGuard(s.Guard)
 	s.Neighbours.MACs = maps.Clone(s.Neighbours.MACs)
-	return s, k.err
+	return s
 }
 
 func cloneGuard(g plan.Guard) plan.Guard {
@@ -98,6 +112,7 @@ func (k *fakeKernel) Apply(_ context.Context, steps []plan.Step) []Failure {
 			out = append(out, Failure{s, fmt.Errorf("%s: %w", s, err)})
 		}
 	}
+	k.left = k.copy()
 	return out
 }
 

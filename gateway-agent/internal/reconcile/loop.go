@@ -18,8 +18,10 @@ import (
 const (
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
-	// verifyAfter is how long after a change the kernel is looked at again.
+	// verifyAfter is how long after a change, when no other has followed, the
+	// kernel is looked at afresh; and lookAfresh how long that is not done.
 	verifyAfter = time.Second
+	lookAfresh  = 5 * time.Minute
 	// confirmPoll is how often the loop looks for a request of the operator.
 	confirmPoll = 2 * time.Second
 	// stopGrace is how long a pass that has begun may go on after a stop: a
@@ -58,6 +60,7 @@ type Pass struct {
 	Began    time.Time
 	Duration time.Duration
 	Steps    int
+	Kind     string // PassWhole, PassPart or PassNone; empty if the kernel could not be read
 	// Failed counts what failed, by what it concerns: one of the Failed... kinds.
 	Failed map[string]int
 	Err    error // ended the whole pass
@@ -85,20 +88,26 @@ type Loop struct {
 	statuses map[Ref]tenant.Status
 	reported map[plan.Problem]bool
 	answers  map[netip.Addr]answer // to probes
-	snapshot atomic.Pointer[Snapshot]
+	free     map[netip.Addr]bool   // nobody answered for them during this pass
+	planned  planned
+	// looked is when the kernel was last read afresh, and unverified when it was
+	// first changed after that; due says that it is time to.
+	looked, unverified time.Time
+	due                bool
+	snapshot           atomic.Pointer[Snapshot]
 }
 
 // NewLoop returns a loop that has not begun.
 func NewLoop(o Options) *Loop {
-	l := &Loop{Options: o, answers: map[netip.Addr]answer{}, memory: Memory{Clusters: map[string]Cluster{}}}
+	l := &Loop{Options: o, answers: map[netip.Addr]answer{}, free: map[netip.Addr]bool{}, memory: Memory{Clusters: map[string]Cluster{}}}
 	l.snapshot.Store(&Snapshot{})
 	return l
 }
 
 // Run restores the memory from the disk, or from the kernel, and then makes a
 // pass at once, whenever changed receives, at each resync, a moment after each
-// change, and after a failure with a growing delay, until ctx ends. It returns an error only if the disk
-// copy or the kernel can not be read at the start.
+// change, and after a failure with a growing delay, until ctx ends. It returns
+// an error only if the disk copy or the kernel can not be read at the start.
 func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
 	if err := l.restore(ctx); err != nil {
 		return err
@@ -108,27 +117,27 @@ func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
 	poll := time.NewTicker(confirmPoll)
 	defer poll.Stop()
 	delay := firstRetry
+	var again <-chan time.Time
 	for {
-		var retry <-chan time.Time
-		if l.passUnhurried(ctx) {
-			delay = firstRetry
-			if l.Snapshot().Pass.Steps > 0 {
-				// Has the kernel really taken it, and keeps it? What this look
-				// finds, the next change does not have to wait for.
-				retry = time.After(verifyAfter)
-			}
-		} else {
-			retry = time.After(delay)
+		ok := l.passUnhurried(ctx)
+		switch {
+		case !ok:
+			again = time.After(delay)
 			delay = min(2*delay, lastRetry)
+		case !l.unverified.IsZero():
+			// Has the kernel really taken it, and keeps it?
+			again, delay = time.After(verifyAfter), firstRetry
+		default:
+			again, delay = nil, firstRetry
 		}
-		if !l.wait(ctx, changed, resync.C, retry, poll.C) {
+		if !l.wait(ctx, changed, resync.C, again, poll.C) {
 			return nil
 		}
 	}
 }
 
 // wait returns true when it is time for a pass, false when ctx has ended.
-func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, retry, poll <-chan time.Time) bool {
+func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, again, poll <-chan time.Time) bool {
 	for {
 		select {
 		case <-ctx.Done():
@@ -137,7 +146,8 @@ func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, retry,
 			return true
 		case <-resync:
 			return true
-		case <-retry:
+		case <-again:
+			l.due = true
 			return true
 		case <-poll:
 			if l.Store.ConfirmPending() {
@@ -182,15 +192,11 @@ func (l *Loop) restore(ctx context.Context) error {
 		l.Log.Info("restored from disk", "tenants", len(l.memory.Refs()), "clusters", len(l.memory.Clusters))
 		return nil
 	}
-	host, err := l.Kernel.Facts(ctx)
-	if err != nil {
-		return fmt.Errorf("read the host: %w", err)
-	}
-	have, err := l.Kernel.Observe(ctx)
+	sight, err := l.Kernel.Look(ctx, true)
 	if err != nil {
 		return fmt.Errorf("observe the kernel: %w", err)
 	}
-	l.memory = Adopt(have, host, l.Group)
+	l.memory = Adopt(sight.State, sight.Host, l.Group)
 	l.Log.Info("no disk copy", "adopted", len(l.memory.Refs()))
 	return nil
 }

@@ -101,10 +101,16 @@ func (m Memory) Entry(r Ref) (Entry, bool) {
 
 // HeldRefs returns the held tenants, sorted.
 func (m Memory) HeldRefs() []Ref {
-	return slices.DeleteFunc(m.Refs(), func(r Ref) bool {
-		e, _ := m.Entry(r)
-		return !e.Held
-	})
+	var out []Ref
+	for cluster, c := range m.Clusters {
+		for name, e := range c.Tenants {
+			if e.Held {
+				out = append(out, Ref{cluster, name})
+			}
+		}
+	}
+	slices.SortFunc(out, compareRefs)
+	return out
 }
 
 // clone copies the maps, so that a change of the copy leaves m alone. Records

@@ -33,10 +33,16 @@ func (l *Loop) pass(ctx context.Context) bool {
 	began := l.Clock()
 	views := l.Views()
 	result, err := l.run(ctx, views)
+	if result.again {
+		first := result
+		result, err = l.run(ctx, views)
+		result.add(first)
+	}
+	clear(l.free)
 	if err != nil {
 		l.Log.Error("pass failed", "err", err)
 	}
-	p := Pass{Began: began, Duration: l.Clock().Sub(began), Steps: result.steps, Failed: result.failed(err), Err: err}
+	p := Pass{Began: began, Kind: result.kind, Duration: l.Clock().Sub(began), Steps: result.steps, Failed: result.failed(err), Err: err}
 	l.publish(result, p)
 	if l.OnPass != nil {
 		l.OnPass(p)
@@ -52,6 +58,17 @@ type result struct {
 	waiting  bool               // something else is missing that a retry may find
 	steps    int
 	touched  map[string]bool // the tenants that had steps, by TenantID
+	kind     string
+	again    bool // another host has an address; there is to be a plan without it
+}
+
+// add takes in what came before r in the same pass.
+func (r *result) add(first result) {
+	r.steps += first.steps
+	for id := range first.touched {
+		r.touched[id] = true
+	}
+	r.waiting = r.waiting || r.again
 }
 
 // failed counts what failed, by kind. err ended the pass.
@@ -73,7 +90,7 @@ func (r result) failed(err error) map[string]int {
 	return out
 }
 
-func (r result) complete() bool { return len(r.failures) == 0 && !r.waiting }
+func (r result) complete() bool { return len(r.failures) == 0 && !r.waiting && !r.again }
 
 func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 	res := result{failures: map[string]Failure{}, touched: map[string]bool{}}
@@ -82,47 +99,68 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 		l.Log.Error("the operator's confirmation can not be read; it is dropped", "err", err)
 		confirmed = map[Ref]string{}
 	}
-	if res.host, err = l.Kernel.Facts(ctx); err != nil {
-		return res, fmt.Errorf("read the host: %w", err)
-	}
-	l.rememberOnLink(&res)
-	have, err := l.Kernel.Observe(ctx)
+	afresh := l.needsFreshLook()
+	sight, err := l.Kernel.Look(ctx, afresh)
 	if err != nil {
+		l.planned.done = false
 		return res, fmt.Errorf("observe the kernel: %w", err)
 	}
+	if afresh {
+		l.sawAfresh()
+	}
+	res.host = sight.Host
+	l.rememberOnLink(&res)
+	changes := l.merge(views, sight.State, confirmed, &res)
+	in := InputOf(l.memory, res.host)
+	if l.Spills != nil {
+		in.Spills = l.Spills()
+	}
+	w := l.plan(in, sight, changes, afresh)
+	conflicts, ask := l.unclaimed(w.want, sight.State, res.host)
+	if len(conflicts) > 0 {
+		in.Conflicts = conflicts
+		w = wholeOf(in, sight.State)
+		_, ask = l.unclaimed(w.want, sight.State, res.host)
+		res.waiting = true // the address may become free
+	}
+	l.carryOut(ctx, w, ask, &res)
+	if w.kind != PassNone {
+		l.keepAnnouncing(w.addrs, sight.State, res.failures)
+	}
+	l.tellRemovals(res.failures)
+	return res, nil
+}
+
+// merge takes over what the bus shows, on disk first, and returns what differs.
+func (l *Loop) merge(views map[string]View, have plan.State, confirmed map[Ref]string, res *result) *delta {
 	merged := Merge(l.memory, views, l.Group, confirmed)
-	assignNumbers(merged.Memory, have.Numbers())
+	assignNumbers(merged.Memory, have)
 	res.problems = append(res.problems, merged.Refused...)
 	for _, v := range views {
 		if v.Confirmed {
 			l.damaged = nil // the bus knows what the disk had lost
 		}
 	}
-	if saved := l.save(merged, confirmed != nil, &res); saved {
-		l.tellHeld(merged.Held)
+	changes := compare(l.memory, merged.Memory)
+	if !l.save(merged, confirmed != nil, res) {
+		return nil
 	}
+	l.tellHeld(merged.Held)
+	return changes
+}
 
-	in := InputOf(l.memory, res.host)
-	if l.Spills != nil {
-		in.Spills = l.Spills()
+// carryOut does the work, and keeps what came of it.
+func (l *Loop) carryOut(ctx context.Context, w work, ask []plan.Addr, res *result) {
+	res.problems = append(res.problems, w.problems...)
+	res.kind = w.kind
+	if res.steps = len(w.steps); res.steps > 0 {
+		l.Log.Info("changing the kernel", "steps", len(w.steps), "first", w.steps[0].String())
 	}
-	want, problems := plan.Desired(in)
-	if in.Conflicts = l.contested(ctx, want, have, res.host); len(in.Conflicts) > 0 {
-		want, problems = plan.Desired(in)
-		res.waiting = true // the address may become free
-	}
-	res.problems = append(res.problems, problems...)
-	steps := plan.Diff(want, have)
-	if res.steps = len(steps); res.steps > 0 {
-		l.Log.Info("changing the kernel", "steps", len(steps), "first", steps[0].String())
-	}
-	for _, s := range steps {
+	for _, s := range w.steps {
 		res.touched[s.Tenant()] = true
 	}
-	l.apply(ctx, steps, &res)
-	l.keepAnnouncing(want, have, res.failures)
-	l.tellRemovals(res.failures)
-	return res, nil
+	res.again = l.applyAsked(ctx, w.steps, ask, res)
+	l.note(w, *res)
 }
 
 // rememberOnLink keeps the subnets of the internal NIC while it has none: a NIC
@@ -170,34 +208,41 @@ func (l *Loop) save(merged Merged, confirmed bool, res *result) bool {
 	return true
 }
 
-// assignNumbers gives each tenant of m its number.
-func assignNumbers(m Memory, observed map[string]int) {
-	prev := map[string]int{}
-	var tenants []tenant.Tenant
-	for _, r := range m.Refs() {
-		e, _ := m.Entry(r)
-		tenants = append(tenants, e.Record)
-		if e.Number != 0 {
-			prev[r.String()] = e.Number
+// assignNumbers gives each tenant of m that has none its number.
+func assignNumbers(m Memory, have plan.State) {
+	var ids []string
+	used := map[int]bool{}
+	refs := map[string]Ref{}
+	for cluster, c := range m.Clusters {
+		for name, e := range c.Tenants {
+			if e.Number != 0 {
+				used[e.Number] = true
+				continue
+			}
+			r := Ref{cluster, name}
+			ids, refs[r.String()] = append(ids, r.String()), r
 		}
 	}
-	numbers := plan.AssignNumbers(prev, observed, tenants)
-	for _, r := range m.Refs() {
-		e, _ := m.Entry(r)
-		e.Number = numbers[r.String()]
+	if len(ids) == 0 {
+		return
+	}
+	for id, n := range plan.AssignNumbers(used, have.Numbers(), ids) {
+		r := refs[id]
+		e := m.Clusters[r.Cluster].Tenants[r.Name]
+		e.Number = n
 		m.Clusters[r.Cluster].Tenants[r.Name] = e
 	}
 }
 
-// InputOf is the plan's input for memory m, in a stable order.
+// InputOf is the plan's input for memory m.
 func InputOf(m Memory, host plan.Host) plan.Input {
 	in := plan.Input{Host: host}
-	for _, r := range m.Refs() {
-		e, _ := m.Entry(r)
-		in.Tenants = append(in.Tenants, plan.Numbered{Number: e.Number, Held: e.Held, Tenant: e.Record})
-	}
 	for _, name := range sortedKeys(m.Clusters) {
 		c := m.Clusters[name]
+		in.Tenants = slices.Grow(in.Tenants, len(c.Tenants))
+		for _, e := range c.Tenants {
+			in.Tenants = append(in.Tenants, plan.Numbered{Number: e.Number, Held: e.Held, Tenant: e.Record})
+		}
 		for _, node := range sortedKeys(c.Nodes) {
 			in.Nodes = append(in.Nodes, c.Nodes[node])
 		}
@@ -210,10 +255,10 @@ func InputOf(m Memory, host plan.Host) plan.Input {
 
 // keepAnnouncing names the addresses that are in place: all wanted ones but
 // those whose tenant failed before they were there.
-func (l *Loop) keepAnnouncing(want, have plan.State, failures map[string]Failure) {
+func (l *Loop) keepAnnouncing(want map[plan.Addr]string, have plan.State, failures map[string]Failure) {
 	_, hostFailed := failures[""]
 	var keep []plan.Addr
-	for a, owner := range want.Addrs {
+	for a, owner := range want {
 		_, there := have.Addrs[a]
 		if _, failed := failures[owner]; there || !failed && !hostFailed {
 			keep = append(keep, a)

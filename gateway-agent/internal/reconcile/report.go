@@ -20,13 +20,20 @@ type Reporter struct {
 	Log                     *slog.Logger
 	Snapshot                func() *Snapshot
 	Statuses                Statuses
+
+	encoded map[Ref]encodedStatus // of the last report: hardly any changes from one to the next
+}
+
+type encodedStatus struct {
+	tenant.Status
+	bytes []byte
 }
 
 // reportTimeout bounds one report: the next one holds all that this one did.
 const reportTimeout = 10 * time.Second
 
 // Run reports whenever due receives and every so often, until ctx ends.
-func (r Reporter) Run(ctx context.Context, due <-chan struct{}) error {
+func (r *Reporter) Run(ctx context.Context, due <-chan struct{}) error {
 	ticker := time.NewTicker(r.Every)
 	defer ticker.Stop()
 	failing := false
@@ -53,18 +60,25 @@ func (r Reporter) Run(ctx context.Context, due <-chan struct{}) error {
 	}
 }
 
-func (r Reporter) report(ctx context.Context, s *Snapshot) error {
+func (r *Reporter) report(ctx context.Context, s *Snapshot) error {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	return r.Statuses.Sync(ctx, r.records(s))
 }
 
 // records returns everything to report, by key.
-func (r Reporter) records(s *Snapshot) map[string][]byte {
+func (r *Reporter) records(s *Snapshot) map[string][]byte {
 	out := make(map[string][]byte, len(s.Statuses)+1)
+	encoded := make(map[Ref]encodedStatus, len(s.Statuses))
 	for ref, st := range s.Statuses {
-		out[tenant.StatusKey(r.Gateway, ref.Cluster, ref.Name)] = tenant.Encode(st)
+		e := r.encoded[ref]
+		if e.bytes == nil || e.Status != st {
+			e = encodedStatus{st, tenant.Encode(st)}
+		}
+		encoded[ref] = e
+		out[tenant.StatusKey(r.Gateway, ref.Cluster, ref.Name)] = e.bytes
 	}
+	r.encoded = encoded
 	sum := tenant.Summary{
 		Schema: tenant.Schema, Gateway: r.Gateway, Group: r.Group, Version: r.Version,
 		Addresses: s.Addresses, Applied: map[string]int64{}, Time: r.Clock().UTC(),

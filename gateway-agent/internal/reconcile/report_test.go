@@ -51,7 +51,7 @@ func TestReporterRecords(t *testing.T) {
 	b.views["c1"] = view(42, nil)
 	b.trouble = []plan.Problem{{Cluster: "c1", Node: "n1", Reason: "Odd", Message: "something"}}
 	b.mustPass()
-	r := Reporter{Gateway: "gw1", Group: "g1", Version: "v1", Clock: func() time.Time { return b.now }}
+	r := &Reporter{Gateway: "gw1", Group: "g1", Version: "v1", Clock: func() time.Time { return b.now }}
 	records := r.records(b.loop.Snapshot())
 	if len(records) != 9 {
 		t.Fatalf("%d records", len(records))
@@ -127,7 +127,7 @@ func TestReporterRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		bucket, due := &fakeBucket{}, make(chan struct{})
 		snap := &Snapshot{}
-		r := Reporter{
+		r := &Reporter{
 			Gateway: "gw1", Every: 5 * time.Second, Clock: time.Now, Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
 			Snapshot: func() *Snapshot { return snap }, Statuses: bucket,
 		}

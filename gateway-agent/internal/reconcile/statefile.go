@@ -32,15 +32,20 @@ type stateFile struct {
 
 // EncodeState returns the disk copy of m. Equal memories have equal bytes.
 func EncodeState(m Memory) ([]byte, error) {
+	b, _, err := encodeState(m)
+	return b, err
+}
+
+// encodeState returns the checksum as well. The file is put together by hand: a
+// JSON encoder would go over a megabyte once more.
+func encodeState(m Memory) (file []byte, checksum string, err error) {
 	state, err := json.Marshal(m)
 	if err != nil {
-		return nil, fmt.Errorf("encode the state: %w", err)
+		return nil, "", fmt.Errorf("encode the state: %w", err)
 	}
-	b, err := json.Marshal(stateFile{Schema: StateSchema, SHA256: sum(state), State: state})
-	if err != nil {
-		return nil, fmt.Errorf("encode the state: %w", err)
-	}
-	return append(b, '\n'), nil
+	checksum = sum(state)
+	file = fmt.Appendf(nil, `{"schema":%d,"sha256":%q,"state":`, StateSchema, checksum)
+	return append(append(file, state...), "}\n"...), checksum, nil
 }
 
 func sum(b []byte) string {
@@ -52,27 +57,50 @@ func sum(b []byte) string {
 // not one that EncodeState wrote. Records in it that this version does not
 // accept are left out and returned as problems; the others stand.
 func DecodeState(b []byte) (Memory, []plan.Problem, error) {
-	if len(b) > MaxState {
-		return Memory{}, nil, fmt.Errorf("state of %d bytes; at most %d are read", len(b), MaxState)
+	m, problems, _, err := decodeAll(b, nil)
+	return m, problems, err
+}
+
+// decodeAll decodes a disk copy with its journal. checksum is the copy's, to go
+// on from; it is empty if the journal had something to say.
+func decodeAll(b, journal []byte) (m Memory, problems []plan.Problem, checksum string, err error) {
+	f, err := openState(b)
+	if err != nil {
+		return m, nil, "", err
 	}
-	var f stateFile
-	if err := json.Unmarshal(b, &f); err != nil {
-		return Memory{}, nil, fmt.Errorf("no JSON state: %w", err)
-	}
-	if f.Schema != StateSchema {
-		return Memory{}, nil, fmt.Errorf("state of schema version %d; this program reads %d", f.Schema, StateSchema)
-	}
-	if have := sum(bytes.TrimSpace(f.State)); have != f.SHA256 {
-		return Memory{}, nil, errors.New("the state does not match its checksum: it was cut off, damaged or edited")
-	}
-	var m Memory
 	if err := json.Unmarshal(f.State, &m); err != nil {
-		return Memory{}, nil, fmt.Errorf("no such state: %w", err)
+		return m, nil, "", fmt.Errorf("no such state: %w", err)
 	}
 	if m.Clusters == nil {
 		m.Clusters = map[string]Cluster{}
 	}
-	return m, dropInvalid(m), nil
+	checksum = f.SHA256
+	lines, err := replay(journal, f.SHA256, &m)
+	if err != nil {
+		return m, nil, "", err
+	}
+	if lines > 0 {
+		checksum = ""
+	}
+	return m, dropInvalid(m), checksum, nil
+}
+
+// openState checks the file around a state.
+func openState(b []byte) (stateFile, error) {
+	var f stateFile
+	if len(b) > MaxState {
+		return f, fmt.Errorf("state of %d bytes; at most %d are read", len(b), MaxState)
+	}
+	if err := json.Unmarshal(b, &f); err != nil {
+		return f, fmt.Errorf("no JSON state: %w", err)
+	}
+	if f.Schema != StateSchema {
+		return f, fmt.Errorf("state of schema version %d; this program reads %d", f.Schema, StateSchema)
+	}
+	if have := sum(bytes.TrimSpace(f.State)); have != f.SHA256 {
+		return f, errors.New("the state does not match its checksum: it was cut off, damaged or edited")
+	}
+	return f, nil
 }
 
 // dropInvalid removes what does not validate, or stands under another's name,

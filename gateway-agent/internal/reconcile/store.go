@@ -3,7 +3,6 @@
 package reconcile
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -30,8 +29,13 @@ var ErrRunning = errors.New("a gateway-agent is running on this state directory"
 // Store is the disk copy of a Memory, in a directory that belongs to one
 // gateway-agent. It is not safe for concurrent use.
 type Store struct {
-	dir     string
-	written []byte // what the file holds, to write only what differs
+	dir  string
+	held Memory // what the disk holds, to write only what differs
+	// sum is the checksum that the next line of the journal goes on from; empty
+	// if the disk copy has to be written anew first.
+	sum       string
+	journal   *os.File
+	journaled int // its size
 }
 
 // OpenStore returns the store in dir, which it creates if need be.
@@ -105,11 +109,18 @@ func (s *Store) Load() (Loaded, error) {
 	if err != nil {
 		return Loaded{}, fmt.Errorf("read the disk copy: %w", err)
 	}
-	m, problems, err := DecodeState(b)
+	journal, err := s.readJournal()
+	if err != nil {
+		return Loaded{}, err
+	}
+	m, problems, checksum, err := decodeAll(b, journal)
 	if err != nil {
 		return Loaded{Memory: empty, Corrupt: err}, nil
 	}
-	s.written = b
+	s.held, s.sum = m.clone(), checksum
+	if len(problems) > 0 {
+		s.sum = ""
+	}
 	return Loaded{Memory: m, Found: true, Problems: problems}, nil
 }
 
@@ -127,25 +138,44 @@ func (s *Store) SetAside(now time.Time) (Loaded, error) {
 	return l, nil
 }
 
-// Save makes m the disk copy, durably, if it differs from it. It reports
-// whether it wrote.
+// Save makes m what the disk holds, durably, if it differs. It reports whether
+// it wrote.
 func (s *Store) Save(m Memory) (bool, error) {
-	b, err := EncodeState(m)
-	if err != nil || bytes.Equal(b, s.written) {
-		return false, err
+	d := compare(s.held, m)
+	switch {
+	case d == nil && s.sum != "":
+		return false, nil
+	case s.sum == "" || d.size() > maxDelta || s.journaled > maxJournal || !s.inPlace():
+		return true, s.rewrite(m)
 	}
-	if err := s.replace(stateName, b); err != nil {
-		return false, fmt.Errorf("write the disk copy: %w", err)
+	return true, s.append(d)
+}
+
+// Tidy writes the disk copy anew if there is a journal: it is read faster.
+func (s *Store) Tidy() error {
+	if s.journal == nil {
+		return nil
 	}
-	s.written = b
-	return true, nil
+	return s.rewrite(s.held)
+}
+
+func (s *Store) rewrite(m Memory) error {
+	b, checksum, err := encodeState(m)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(s.endJournal(), s.replace(stateName, b)); err != nil {
+		return fmt.Errorf("write the disk copy: %w", err)
+	}
+	s.held, s.sum = m.clone(), checksum
+	return nil
 }
 
 // Remove deletes the disk copy and a pending confirmation.
 func (s *Store) Remove() error {
-	s.written = nil
-	var errs []error
-	for _, name := range []string{stateName, confirmName} {
+	errs := []error{s.endJournal()}
+	s.held = Memory{}
+	for _, name := range []string{stateName, journalName, confirmName} {
 		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -123,6 +123,9 @@ type StrayLine struct {
 // StrayLines tells of which nodes, and of which tenants, the strays are. It is
 // sorted. Strays of subnets that belong to no node are left out.
 func StrayLines(m Memory, list []plan.Stray) []StrayLine {
+	if len(list) == 0 {
+		return nil
+	}
 	tenants := map[int]Ref{}
 	for _, r := range m.Refs() {
 		e, _ := m.Entry(r)

@@ -87,9 +87,9 @@ type agent struct {
 	done chan error
 }
 
-// startAgent starts the real program. Without url it reaches no NATS, and
-// serves what its disk says.
-func (g gateway) startAgent(binary, dir, url string) (*agent, error) {
+// startAgent starts the real program, with more settings if there are any.
+// Without url it reaches no NATS, and serves what its disk says.
+func (g gateway) startAgent(binary, dir, url string, settings ...string) (*agent, error) {
 	if url == "" {
 		url = "nats://127.0.0.1:9" // discard: nobody answers
 	}
@@ -103,6 +103,7 @@ func (g gateway) startAgent(binary, dir, url string) (*agent, error) {
 	cmd := exec.Command("ip", "netns", "exec", g.ns, binary)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GATEWAY_NAME=bench", "GATEWAY_STATE_DIR=" + dir, "GATEWAY_NATS_URL=" + url, "GATEWAY_NATS_ALLOW_INSECURE_PLAINTEXT_FOR_LAB=true",
 		"GATEWAY_INTERNAL_INTERFACE=" + internalNIC, "GATEWAY_EXTERNAL_INTERFACE=" + externalNIC}
+	cmd.Env = append(cmd.Env, settings...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return nil, err

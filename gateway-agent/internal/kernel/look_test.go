@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernel_test
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"egress-gateway.io/gateway-agent/internal/kernel"
+	"egress-gateway.io/gateway-agent/internal/plan"
+)
+
+func (l *lab) look() kernel.Sight {
+	l.t.Helper()
+	var s kernel.Sight
+	var err error
+	l.gw.Do(func() { s, err = l.kernel.Look(context.Background(), false) })
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return s
+}
+
+// TestLookFollowsTheKernel: what a look concludes from the kernel's notices, its
+// count of changes and the steps is what reading everything gives, whoever has
+// changed it.
+func TestLookFollowsTheKernel(t *testing.T) {
+	for _, backend := range backends(t) {
+		t.Run(backend, func(t *testing.T) {
+			l := newLab(t, backend)
+			in := l.input()
+			l.serve(in)
+			same := func(what string, unchanged bool) {
+				t.Helper()
+				seen := l.look()
+				if seen.Same != unchanged {
+					t.Errorf("%s: a look says %t", what, seen.Same)
+				}
+				values := cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
+				host, state := seen.Host, l.observe() // reads everything
+				if d := cmp.Diff(state, seen.State, values); d != "" {
+					t.Errorf("%s (-kernel +seen)\n%s", what, d)
+				}
+				l.gw.Do(func() {
+					now, err := l.kernel.Facts(context.Background())
+					if d := cmp.Diff(now, host, values); d != "" || err != nil {
+						t.Errorf("%s: host (-kernel +seen)\n%s%v", what, d, err)
+					}
+				})
+			}
+			same("served", true)
+			red := in.Tenants[1]
+			in.Tenants[1].EgressIPs = addrs("192.168.55.120")
+			l.apply(plan.Diff(l.want(in), l.look().State))
+			same("another egress IP", true)
+			in.Tenants = append(in.Tenants[:1:1], numbered(0x21, "ns-more", "192.168.99.15", "192.168.55.115"))
+			l.apply(plan.Diff(l.want(in), l.look().State))
+			same("one goes, one comes", true)
+			in.Tenants = append(in.Tenants[:1:1], red)
+			l.apply(plan.Diff(l.want(in), l.look().State))
+			same("branches go", true)
+			for _, damage := range []string{
+				"ip link delete eg001", "ip address delete 192.168.99.14/32 dev eg002", "ip address delete 192.168.55.114/32 dev enp7s0",
+				"ip route flush proto 97", "ip link set eg002 down", "ip link set eg002 alias other", "ip address add 192.168.55.77/32 dev enp7s0",
+				"ip address add 192.168.99.77/32 dev eg002", backend + " -t nat -F EGW-SNAT", backend + " -t nat -A EGW-S00 -j RETURN",
+				"nft flush set inet egw-guard owners4", "nft delete table inet egw-guard", "nft delete table netdev egw-neigh",
+				"ip link set enp1s0 down && ip link set enp1s0 up", "ip link add veth7 type veth peer name veth8", "ip link set veth7 name veth9",
+				"sysctl -qw net.ipv4.ip_forward=0",
+			} {
+				l.look()
+				l.gw.Run(damage)
+				same(damage, damage[:11] == "ip link add")
+				l.reach(l.want(in))
+			}
+			same("all repaired", true)
+		})
+	}
+}
+
+// TestWatchTellsWhatOthersChange: a link, an address or a route of ours that
+// somebody deletes is told at once; routes of others are not.
+func TestWatchTellsWhatOthersChange(t *testing.T) {
+	l := newLab(t, "iptables-nft")
+	in := l.input()
+	l.serve(in)
+	told, ended := make(chan struct{}, 1), make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		ended <- l.kernel.Watch(ctx, func() {
+			select {
+			case told <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	const soon, patience = 300 * time.Millisecond, 10 * time.Second
+	for _, damage := range []string{"ip route flush proto 97", "ip link delete eg001", "ip address delete 192.168.55.114/32 dev enp7s0"} {
+		l.gw.Run(damage)
+		select {
+		case <-told:
+		case <-time.After(patience):
+			t.Fatalf("%s: nobody was told", damage)
+		}
+		l.reach(l.want(in))
+		l.look()
+		for quiet := false; !quiet; { // a report may be under way, and a link takes a moment to come up
+			select {
+			case <-told:
+				l.look()
+			case <-time.After(soon):
+				quiet = true
+			}
+		}
+	}
+	l.gw.Run("ip route add 198.51.100.0/24 via 192.168.99.50 && ip route delete 198.51.100.0/24")
+	select {
+	case <-told:
+		t.Error("told of what concerns nobody")
+	case <-time.After(soon):
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
