@@ -75,8 +75,7 @@ func printEvent(w io.Writer, format string, a bus.AuditEvent) error {
 		return err
 	}
 	if format == "text" {
-		_, err := fmt.Fprintf(w, "%s %s %s %s %s\n", a.Time.Format(time.RFC3339Nano), a.Source, a.Kind, a.Subject, a.Data)
-		return err
+		return printText(w, a)
 	}
 	line, err := json.Marshal(struct {
 		Stream  uint64          `json:"streamSequence"`
