@@ -97,17 +97,22 @@ func (f *Flows) Delete(ctx context.Context, matches []Match) ([]int, error) {
 // translated and do not end on this machine: connections that would leave with
 // a pod's address for as long as they live.
 func (f *Flows) DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (int, error) {
-	local, err := localAddrs()
-	if err != nil {
-		return 0, fmt.Errorf("delete untranslated connections: %w", err)
-	}
+	local := sync.OnceValues(localAddrs) // thousands with thousands of tenants, and seldom needed
+	var unread error
 	counts := make([]int, 1)
-	err = f.deleteAll(ctx, func(e *conntrack.Flow) (int, bool) {
+	err := f.deleteAll(ctx, func(e *conntrack.Flow) (int, bool) {
 		src := e.TupleOrig.IP.SourceAddress
-		return 0, src == e.TupleReply.IP.DestinationAddress &&
-			slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Contains(src) }) &&
-			!local[e.TupleOrig.IP.DestinationAddress]
+		if src != e.TupleReply.IP.DestinationAddress || !slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Contains(src) }) {
+			return 0, false
+		}
+		own, err := local()
+		if err != nil {
+			unread = err
+			return 0, false
+		}
+		return 0, !own[e.TupleOrig.IP.DestinationAddress]
 	}, counts)
+	err = errors.Join(err, unread)
 	return counts[0], wrap(err, "delete untranslated connections of %v", pods)
 }
 
