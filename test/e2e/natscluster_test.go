@@ -211,10 +211,20 @@ func (s *storm) settle() {
 	}
 	for _, name := range s.goes {
 		s.w.must(s.w.WaitGone(s.w.ctx, name, afterElection))
-		s.w.gone("lab/" + name)
 	}
-	state, err := s.w.Gateway()
-	s.w.must(err)
+	var state scenario.GatewayState
+	s.w.until("nothing to be left of those who went", func() (bool, error) {
+		var err error
+		if state, err = s.w.Gateway(); err != nil {
+			return false, err
+		}
+		for _, name := range s.goes {
+			if left := state.Mentions("lab/" + name); len(left) > 0 {
+				return false, fmt.Errorf("left: %v", left)
+			}
+		}
+		return true, nil
+	})
 	for _, name := range s.stays {
 		if len(state.Mentions("lab/"+name)) == 0 {
 			s.w.t.Errorf("%s is ready, and not in the gateway's kernel", name)
