@@ -20,7 +20,7 @@ import (
 func (o *options) datapath(ctx context.Context) error {
 	return o.inDir(func(dir, agent string) error {
 		rows, err := datapath.Run(ctx, datapath.Options{
-			Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr,
+			Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr, Backend: o.backend,
 		})
 		if err != nil {
 			return err

@@ -45,6 +45,7 @@ type options struct {
 	rules   []string
 	metrics []string
 	rounds  int
+	backend string
 }
 
 // choose returns what a part does, once its options are found to be right.
@@ -62,6 +63,9 @@ func (o *options) choose(part, tenants string) (func(context.Context) error, err
 	}
 	if o.samples < 1 || o.rounds < 1 {
 		return nil, errors.New("samples and rounds must be 1 or more")
+	}
+	if o.backend != "" && o.backend != "nft" && o.backend != "legacy" {
+		return nil, fmt.Errorf("unknown backend %q", o.backend)
 	}
 	if part == "datapath" {
 		return o.datapath, datapath.Check(o.rules, o.metrics)
@@ -85,6 +89,7 @@ func run() int {
 	rules := flag.String("rules", "ours,linear", "datapath: the rules to measure")
 	metrics := flag.String("metrics", strings.Join(datapath.Metrics(), ","), "datapath: what to measure")
 	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")
+	flag.StringVar(&o.backend, "backend", "", "datapath: the iptables of our rules and of the linear ones, nft or legacy (default: ours as the machine has it, linear nft)")
 	flag.Parse()
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: needs root, because it makes network namespaces; run: sudo make bench")

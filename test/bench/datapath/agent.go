@@ -80,6 +80,26 @@ func (g gateway) writeState(dir string, n int) error {
 	return os.WriteFile(filepath.Join(dir, "state.json"), file, 0o600)
 }
 
+// pathFor returns a PATH on which iptables is that of a backend, by links in dir.
+func pathFor(backend, dir string) (string, error) {
+	path := os.Getenv("PATH")
+	if backend == "" {
+		return path, nil
+	}
+	for _, family := range []string{"iptables", "ip6tables"} {
+		for _, what := range []string{"", "-save", "-restore"} {
+			program, err := exec.LookPath(family + "-" + backend + what)
+			if err != nil {
+				return "", err
+			}
+			if err := os.Symlink(program, filepath.Join(dir, family+what)); err != nil {
+				return "", err
+			}
+		}
+	}
+	return dir + ":" + path, nil
+}
+
 // agent is a gateway-agent that runs in a gateway's namespace.
 type agent struct {
 	cmd  *exec.Cmd
@@ -164,7 +184,7 @@ func (g gateway) until(ctx context.Context, a *agent, ip netip.Addr, come bool) 
 }
 
 // programOurs has the real agent program the gateway's tenants.
-func (t *topology) programOurs(ctx context.Context, binary, dir string) (err error) {
+func (t *topology) programOurs(ctx context.Context, binary, dir, backend string) (err error) {
 	g := t.gateway(Ours)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -172,7 +192,11 @@ func (t *topology) programOurs(ctx context.Context, binary, dir string) (err err
 	if err := g.writeState(dir, t.tenants); err != nil {
 		return err
 	}
-	a, err := g.startAgent(binary, dir, "")
+	path, err := pathFor(backend, dir)
+	if err != nil {
+		return err
+	}
+	a, err := g.startAgent(binary, dir, "", "PATH="+path)
 	if err != nil {
 		return err
 	}

@@ -73,6 +73,7 @@ type Options struct {
 	Rules   []string
 	Metrics []string
 	Rounds  int    // the median of so many is taken
+	Backend string // of iptables: "nft" or "legacy"; the machine's if empty
 	Agent   string // the gateway-agent binary
 	Dir     string // for the agents' state and logs
 	Log     io.Writer
@@ -98,7 +99,7 @@ func runOne(ctx context.Context, o Options, i, tenants int) (rows []Row, err err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, t.remove()) }()
-	if err := t.programOurs(ctx, o.Agent, filepath.Join(o.Dir, fmt.Sprint(tenants))); err != nil {
+	if err := t.programOurs(ctx, o.Agent, filepath.Join(o.Dir, fmt.Sprint(tenants)), o.Backend); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{Linear, plain} {
@@ -106,7 +107,7 @@ func runOne(ctx context.Context, o Options, i, tenants int) (rows []Row, err err
 			return nil, err
 		}
 	}
-	if err := t.linearRules(ctx, t.gateway(Linear)); err != nil {
+	if err := t.linearRules(ctx, t.gateway(Linear), o.Backend); err != nil {
 		return nil, err
 	}
 	b, err := t.bench(o)

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -280,14 +281,14 @@ func (t *topology) linksAndAddresses(ctx context.Context, g gateway) error {
 
 // linearRules are the first design's: one rule to mark and one to translate
 // for each tenant, one after the other.
-func (t *topology) linearRules(ctx context.Context, g gateway) error {
+func (t *topology) linearRules(ctx context.Context, g gateway, backend string) error {
 	var mangle, nat strings.Builder
 	for i := range t.tenants {
 		fmt.Fprintf(&mangle, "-A PREROUTING -i %s -j MARK --set-mark %d\n", link(i), i+1)
 		fmt.Fprintf(&nat, "-A POSTROUTING -o %s -m mark --mark %d -j SNAT --to-source %s\n", externalNIC, i+1, g.egressIP(i))
 	}
 	rules := "*mangle\n" + mangle.String() + "COMMIT\n*nat\n" + nat.String() + "COMMIT\n"
-	return run(ctx, g.ns, rules, "iptables-nft-restore")
+	return run(ctx, g.ns, rules, "iptables-"+cmp.Or(backend, "nft")+"-restore")
 }
 
 func link(i int) string { return fmt.Sprintf("eg%03x", i+1) }
