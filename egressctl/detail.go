@@ -46,9 +46,10 @@ func details(data json.RawMessage) []string {
 	return out
 }
 
+// compact writes JSON as it is, and nothing for null or for what is no JSON.
 func compact(data json.RawMessage) []string {
 	var b bytes.Buffer
-	if json.Compact(&b, data) != nil {
+	if json.Compact(&b, data) != nil || b.String() == "null" {
 		return nil
 	}
 	return []string{b.String()}
@@ -67,7 +68,7 @@ func plain(value json.RawMessage) string {
 		}
 		return strings.Join(list, ",")
 	}
-	return strings.Join(compact(value), "")
+	return strings.Join(compact(value), " ")
 }
 
 // word quotes what is no single printable word.

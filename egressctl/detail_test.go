@@ -14,9 +14,10 @@ func TestPrintText(t *testing.T) {
 	for data, want := range map[string]string{
 		`{"tenant":"blue","egressIPs":["192.0.2.1","2001:db8::1"],"generation":2,"held":true}`: "tenant=blue egressIPs=192.0.2.1,2001:db8::1 generation=2 held=true",
 		`{"message":"it is \"full\"","none":"","list":[]}`:                                     `message="it is \"full\"" none="" list=`,
-		`{"nested":{"a": [1]},"nothing":null}`:                                                 `nested={"a":[1]} nothing=null`,
+		`{"nested":{"a": [1]},"nothing":null}`:                                                 `nested={"a":[1]} nothing=`,
 		`{"x":"\u001b[2J"}`:                                                                    `x="\x1b[2J"`,
 		`[1, 2]`:                                                                               `[1,2]`,
+		`null`:                                                                                 ``,
 		``:                                                                                     ``,
 	} {
 		a := bus.AuditEvent{}

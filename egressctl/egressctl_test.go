@@ -208,7 +208,7 @@ func TestSetupAndAudit(t *testing.T) {
 		t.Errorf("a gateway sets NATS up: exit code %d, %s", code, errs)
 	}
 	tellAs(t, dir, bus.Event{Cluster: "c1", Kind: "programmed", Subject: "tenant/c1/blue", Data: 1}, bus.Event{Kind: "start"})
-	if out := ok(t, "audit", "list", "--credentials", dir+"/auditor"); strings.Count(out, "\n") != 2 || !strings.Contains(out, "/egress-gateway/gw/gw1 programmed tenant/c1/blue 1") {
+	if out := ok(t, "audit", "list", "--credentials", dir+"/auditor"); strings.Count(out, "\n") != 2 || !strings.Contains(out, " gw/gw1 programmed tenant/c1/blue 1\n") || !strings.Contains(out, " gw/gw1 start\n") {
 		t.Error(out)
 	}
 	if out := ok(t, "audit", "list", "--credentials", dir+"/auditor", "--kind", "start", "--output", "json", "--since", "1h"); strings.Count(out, "\n") != 1 || !strings.Contains(out, `"kind":"start"`) {
