@@ -29,6 +29,7 @@ setup: ## install the Debian packages that the lab needs (root), or print the li
 build: ## build the agents and the lab into build/bin
 	@echo "building the agents and the lab (minutes the first time, then seconds)"
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./gateway-agent ./cluster-agent ./egressctl ./test/lab/cmd/lab ./test/demo ./test/bench ./test/chaos
+	@go build -trimpath -ldflags '-s -w' -o $(BIN)/image/ ./images/nats/nats-server
 
 .PHONY: lab-bin
 lab-bin: ## build kube-apiserver, kube-controller-manager, kubectl and nats-server (once; about 5 minutes)

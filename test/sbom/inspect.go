@@ -22,16 +22,6 @@ type composition struct {
 	modules   []module // Go's own library among them, sorted
 }
 
-// version returns that of a module, or "".
-func (c composition) version(path string) string {
-	for _, m := range c.modules {
-		if m.path == path {
-			return m.version
-		}
-	}
-	return ""
-}
-
 // module is a module in the version that a program contains.
 type module struct {
 	path, version string
@@ -50,19 +40,15 @@ const standard = "stdlib"
 func inspect(p program) (composition, error) {
 	info, err := buildinfo.ReadFile(p.binary)
 	if err != nil {
-		return composition{}, fmt.Errorf("%w; `make build lab-bin` builds it", err)
+		return composition{}, fmt.Errorf("%w; `make build` builds it", err)
 	}
 	dirs, err := packageDirs(p)
 	if err != nil {
 		return composition{}, err
 	}
 	out := composition{goVersion: info.GoVersion}
-	deps := info.Deps
-	if p.version == "" {
-		deps = append(deps, &info.Main) // a program of others: its own module is one like all
-	}
 	var errs []error
-	for _, d := range deps {
+	for _, d := range info.Deps {
 		if d.Replace != nil {
 			d = d.Replace
 		}
@@ -99,7 +85,6 @@ type found struct {
 // packageDirs returns them by module@version.
 func packageDirs(p program) (map[string]found, error) {
 	cmd := exec.Command("go", "list", "-deps", "-json=Dir,Module,Standard", p.pkg)
-	cmd.Dir = p.module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux")
 	text, err := cmd.Output()
 	if err != nil {

@@ -40,23 +40,26 @@ func run() int {
 // program is one that is delivered.
 type program struct {
 	binary  string // its file
-	module  string // directory of the module that it is built in
 	pkg     string // its main package
-	version string // of our own programs, as --version tells; else empty
+	version string // as --version tells
 }
 
-// delivered lists our own programs, and the NATS server that an image is made of.
+// delivered lists our own programs, and the NATS server of the image, which is
+// not the one that the lab runs.
 func delivered(bin string) ([]program, error) {
 	listed, err := exec.Command("go", "list", "-f", `{{if eq .Name "main"}}{{.ImportPath}}{{end}}`, "./...").Output()
 	if err != nil {
 		return nil, fmt.Errorf("list our programs: %w", withOutput(err))
 	}
-	out := []program{{binary: filepath.Join(bin, "nats-server"), module: "test/tools", pkg: "github.com/nats-io/nats-server/v2"}}
+	var out []program
 	for pkg := range strings.FieldsSeq(string(listed)) {
 		if strings.Contains(pkg, "/test/") {
 			continue
 		}
-		p := program{binary: filepath.Join(bin, path.Base(pkg)), module: ".", pkg: pkg}
+		p := program{binary: filepath.Join(bin, path.Base(pkg)), pkg: pkg}
+		if strings.Contains(pkg, "/images/") {
+			p.binary = filepath.Join(bin, "image", path.Base(pkg))
+		}
 		if p.version, err = stamped(p.binary); err != nil {
 			return nil, err
 		}

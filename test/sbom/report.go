@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -28,12 +27,10 @@ func writeSBOM(p program, made composition, file string) error {
 	digest := sha256.Sum256(binary)
 	name := filepath.Base(p.binary)
 	root := cdx.Component{
-		BOMRef: "program:" + name, Type: cdx.ComponentTypeApplication, Name: name, Version: cmp.Or(p.version, made.version(p.pkg)),
+		BOMRef: "program:" + name, Type: cdx.ComponentTypeApplication, Name: name, Version: p.version,
 		Hashes: &[]cdx.Hash{{Algorithm: cdx.HashAlgoSHA256, Value: hex.EncodeToString(digest[:])}},
 	}
-	if p.version != "" {
-		root.Licenses = &cdx.Licenses{{License: &cdx.License{ID: "Apache-2.0"}}}
-	}
+	root.Licenses = &cdx.Licenses{{License: &cdx.License{ID: "Apache-2.0"}}}
 	bom := cdx.NewBOM()
 	bom.SerialNumber = serialNumber(digest)
 	bom.Metadata = &cdx.Metadata{

@@ -93,8 +93,8 @@ func TestPrograms(t *testing.T) {
 	}
 	form := regexp.MustCompile(`^(\S+) (\S+) \(commit ([0-9a-f]{40})(?:-dirty)?, (\S+)\)\n$`)
 	for _, p := range programs {
-		if p.version == "" {
-			continue // not ours
+		if strings.Contains(p.pkg, "/images/") {
+			continue // it has NATS's version, which its image's tag does not
 		}
 		said, err := exec.Command(p.binary, "--version").Output()
 		if err != nil {
