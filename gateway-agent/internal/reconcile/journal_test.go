@@ -73,7 +73,7 @@ func TestJournal(t *testing.T) {
 	}
 }
 
-// TestJournalEnds: a restart and Tidy write the copy anew, and what is left of
+// TestJournalEnds: a restart and a full journal have the copy written anew, and what is left of
 // an older journal says nothing any more.
 func TestJournalEnds(t *testing.T) {
 	dir := t.TempDir()
@@ -89,7 +89,7 @@ func TestJournalEnds(t *testing.T) {
 	save()
 	save()
 	old := journalOf(t, dir)
-	if err := s.Tidy(); err != nil {
+	if err := s.rewrite(s.held); err != nil {
 		t.Fatal(err)
 	}
 	write(t, dir, stateOf(t, dir), old)

@@ -151,14 +151,6 @@ func (s *Store) Save(m Memory) (bool, error) {
 	return true, s.append(d)
 }
 
-// Tidy writes the disk copy anew if there is a journal: it is read faster.
-func (s *Store) Tidy() error {
-	if s.journal == nil {
-		return nil
-	}
-	return s.rewrite(s.held)
-}
-
 func (s *Store) rewrite(m Memory) error {
 	b, checksum, err := encodeState(m)
 	if err != nil {
