@@ -25,19 +25,19 @@ type damage struct {
 
 // drawDamage draws one of what is there now. It is empty if there is nothing.
 func (g *gatewayDriver) drawDamage() (damage, error) {
-	kinds := []func() (damage, error){g.guardTable, g.guardChain, g.chain, g.chain, g.hook, g.link, g.linkDown, g.egressAddress, g.route}
+	kinds := []func() (damage, error){g.guardTable, g.guardChain, g.guardMap, g.chain, g.chain, g.hook, g.link, g.linkDown, g.egressAddress, g.route}
 	return kinds[g.random.IntN(len(kinds))]()
 }
 
 func (g *gatewayDriver) guardTable() (damage, error) {
 	return damage{what: "the nftables guard, whole", command: "nft delete table inet egw-guard",
-		healed: "nft list chain inet egw-guard exit | grep -q drop && nft list chain inet egw-guard input | grep -q drop"}, nil
+		healed: "nft list chain inet egw-guard exit | grep -q comment && nft list chain inet egw-guard input | grep -q comment"}, nil
 }
 
 func (g *gatewayDriver) guardChain() (damage, error) {
 	chain := []string{"exit", "input"}[g.random.IntN(2)]
 	return damage{what: "a chain of the nftables guard", command: "nft flush chain inet egw-guard " + chain,
-		healed: "nft list chain inet egw-guard " + chain + " | grep -q drop"}, nil
+		healed: "nft list chain inet egw-guard " + chain + " | grep -q comment"}, nil
 }
 
 var savedRule = regexp.MustCompile(`^-A (\S+) (.*)$`)
@@ -62,6 +62,13 @@ func (g *gatewayDriver) rules(tool string) ([][2]string, error) {
 		}
 	}
 	return list, nil
+}
+
+// guardMap empties a map that answers ahead of the trees: these go on alone.
+func (g *gatewayDriver) guardMap() (damage, error) {
+	name := []string{"links", "translate"}[g.random.IntN(2)] + []string{"4", "6"}[g.random.IntN(2)]
+	return damage{what: "the elements of a map of nftables", command: "nft flush map inet egw-guard " + name,
+		healed: "nft list map inet egw-guard " + name + " | grep -q elements"}, nil
 }
 
 // chain empties one of the agent's iptables chains.

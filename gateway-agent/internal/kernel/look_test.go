@@ -99,6 +99,16 @@ func TestWatchTellsWhatOthersChange(t *testing.T) {
 		})
 	}()
 	const soon, patience = 300 * time.Millisecond, 10 * time.Second
+	quiet := func() { // a report may be under way, and a link takes a moment to come up
+		for {
+			select {
+			case <-told:
+				l.look()
+			case <-time.After(soon):
+				return
+			}
+		}
+	}
 	for _, damage := range []string{"ip route flush proto 97", "ip link delete eg001", "ip address delete 192.168.55.114/32 dev enp7s0"} {
 		l.gw.Run(damage)
 		select {
@@ -108,20 +118,21 @@ func TestWatchTellsWhatOthersChange(t *testing.T) {
 		}
 		l.reach(l.want(in))
 		l.look()
-		for quiet := false; !quiet; { // a report may be under way, and a link takes a moment to come up
-			select {
-			case <-told:
-				l.look()
-			case <-time.After(soon):
-				quiet = true
-			}
+		quiet()
+	}
+	// On a busy machine one report may be that late, but not each time.
+	bothers := func() bool {
+		l.gw.Run("ip route add 198.51.100.0/24 via 192.168.99.50 && ip route delete 198.51.100.0/24")
+		select {
+		case <-told:
+			quiet()
+			return true
+		case <-time.After(soon):
+			return false
 		}
 	}
-	l.gw.Run("ip route add 198.51.100.0/24 via 192.168.99.50 && ip route delete 198.51.100.0/24")
-	select {
-	case <-told:
+	if bothers() && bothers() && bothers() {
 		t.Error("told of what concerns nobody")
-	case <-time.After(soon):
 	}
 	cancel()
 	if err := <-ended; err != nil {
