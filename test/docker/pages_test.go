@@ -17,8 +17,8 @@ import (
 	"egress-gateway.io/test/scenario"
 )
 
-// TestPages runs docs/quickstart.md and then docs/operations.md, word for word,
-// on two gateway VMs and a cluster that have nothing yet. What the pages say of
+// TestPages runs docs/quickstart.md, docs/operations.md and docs/one-vm.md, word
+// for word, on two gateway VMs and a cluster that have nothing yet. What the pages say of
 // traffic is held against traffic.
 func TestPages(t *testing.T) {
 	p := newPages(t)
@@ -29,6 +29,8 @@ func TestPages(t *testing.T) {
 	p.run("operations.md")
 	traffic.goesOn(50)
 	traffic.unharmed("all of operations.md")
+
+	p.run("one-vm.md") // on vm2, which operations.md has put out of service
 }
 
 // pages is where the commands of the pages are run.
