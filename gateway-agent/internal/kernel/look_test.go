@@ -131,8 +131,11 @@ func TestWatchTellsWhatOthersChange(t *testing.T) {
 			return false
 		}
 	}
-	if bothers() && bothers() && bothers() {
-		t.Error("told of what concerns nobody")
+	for tries := 3; bothers(); tries-- {
+		if tries == 1 {
+			t.Error("told of what concerns nobody")
+			break
+		}
 	}
 	cancel()
 	if err := <-ended; err != nil {
