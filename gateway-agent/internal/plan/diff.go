@@ -39,6 +39,7 @@ func Diff(want, have State) []Step {
 	d.routes()
 	d.linksGo()
 	d.disown()
+	d.unmark()
 	d.untranslate()
 	d.unbind()
 	d.tenantsGo()

@@ -71,6 +71,21 @@ func (g Guard) untranslating() Guard {
 	return g
 }
 
+// unmark takes links that go for good from the maps that mark, before their
+// translation goes: what is marked and new passes the forward guard, and would
+// have but the exit guard before it.
+func (d *differ) unmark() {
+	for _, f := range tenant.Families() {
+		set := setName(mapLinks, f)
+		for _, e := range sorted(d.have.Guard.Sets[set]) {
+			if link, _, _ := strings.Cut(e, " : "); d.leaves(link) {
+				d.early[set+" "+e] = true
+				d.add(DelElement{d.have.Links[link].Tenant, set, e})
+			}
+		}
+	}
+}
+
 // untranslate takes from the maps what is no longer right, or is to be another
 // tenant's, and translateCome adds what comes: the trees hold it before and after.
 func (d *differ) untranslate() {
