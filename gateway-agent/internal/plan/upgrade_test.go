@@ -68,3 +68,27 @@ func TestUpgradeMarksAllTheTime(t *testing.T) {
 		t.Errorf("left: %v %v", w.state.Chains, w.state.Hooks)
 	}
 }
+
+// TestUnmarkedBeforeUntranslated: the new packets of a tenant that goes lose
+// their mark in the maps before any translation of theirs goes.
+func TestUnmarkedBeforeUntranslated(t *testing.T) {
+	in := dualDemo()
+	w := newWorld()
+	drive(t, w, Diff(mustDesired(t, in), w.state))
+	in.Tenants = nil
+	unmarked, untranslated := -1, -1
+	for i, s := range Diff(mustDesired(t, in), w.state) {
+		e, element := s.(DelElement)
+		_, rule := s.(DelRule)
+		_, chain := s.(DelChain)
+		switch {
+		case element && strings.HasPrefix(e.Set, mapLinks):
+			unmarked = i
+		case untranslated < 0 && (rule || chain || element && translates(e.Set)):
+			untranslated = i
+		}
+	}
+	if unmarked < 0 || untranslated < 0 || unmarked > untranslated {
+		t.Errorf("the last mark goes in step %d, the first translation in step %d", unmarked, untranslated)
+	}
+}
