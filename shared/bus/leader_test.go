@@ -8,11 +8,9 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -285,50 +283,6 @@ func TestLaggingCopy(t *testing.T) {
 	}
 }
 
-// A reader of the audit whose consumer goes, and whose copy lacks events, goes on
-// with another one, and tells each event once.
-func TestReadAuditGoesOn(t *testing.T) {
-	t.Parallel()
-	srv := startServer(t)
-	conn := srv.connect("gw1")
-	a := startAudit(t, conn, "", 0)
-	const n = 2000 // more than one pull
-	for range n / 100 {
-		if err := a.EmitAll(slices.Repeat([]Event{{Kind: "tenant"}}, 100)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	allPublished(t, a)
-	stream := must(srv.raw().Stream(within(t), AuditStream))
-	got := map[uint64]int{}
-	r := &auditReader{conn: conn, want: n + 1, fn: func(e AuditEvent) error {
-		if got[e.NatsSequence]++; len(got) == n/2 {
-			for name := range stream.ConsumerNames(within(t)).Name() {
-				if err := stream.DeleteConsumer(within(t), name); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
-	}}
-	var err error
-	attempts := 0
-	for err = r.read(within(t)); err != nil; err = r.read(within(t)) {
-		attempts++
-		if r.vain++; r.vain > maxVain {
-			t.Fatal(err)
-		}
-	}
-	if len(got) != n || attempts < maxVain {
-		t.Fatalf("%d of %d events, %d attempts in vain: %v", len(got), n, attempts, err)
-	}
-	for seq, times := range got {
-		if times != 1 {
-			t.Fatalf("event %d was told %d times", seq, times)
-		}
-	}
-}
-
 // untilLoaded ends a session as soon as it has loaded.
 type untilLoaded struct{ *watcher }
 
@@ -343,81 +297,3 @@ func (untilLoaded) apply([]entry)     {}
 func (f untilLoaded) loaded()         { f.refresh() }
 func (untilLoaded) lost(error)        {}
 func (untilLoaded) tick()             {}
-
-// A server that hangs is left within seconds: the regular pings would take half
-// a minute.
-func TestFrozenServerIsLeft(t *testing.T) {
-	t.Parallel()
-	first, second := startServer(t), startServer(t)
-	d := &freezer{}
-	cfg := first.config()
-	cfg.URL = append(cfg.URL, second.config().URL...)
-	c := must(Connect(t.Context(), cfg, "gw1", quiet(), WithReconnectWait(20*time.Millisecond), WithDialer(d)))
-	t.Cleanup(func() { _ = c.Close() })
-	eventually(t, "the connection", c.Connected)
-	url := c.nc.ConnectedUrl()
-	d.freeze()
-	began := time.Now()
-	if _, err := c.stream(within(t), "any"); err == nil {
-		t.Fatal("a frozen server answered")
-	}
-	eventually(t, "another server", func() bool { return c.Connected() && c.nc.ConnectedUrl() != url })
-	if took := time.Since(began); took > 2*(suspectAfter+probeTimeout) {
-		t.Fatalf("it took %s", took)
-	}
-}
-
-// freezer is a dialer whose first connection can be made to hang: nothing comes
-// or goes on it any more, and nobody is told.
-type freezer struct {
-	mu    sync.Mutex
-	first *frozenConn
-}
-
-type frozenConn struct {
-	net.Conn
-	frozen atomic.Bool
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (d *freezer) Dial(network, address string) (net.Conn, error) {
-	c, err := net.Dial(network, address)
-	if err != nil {
-		return nil, err
-	}
-	f := &frozenConn{Conn: c, closed: make(chan struct{})}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.first == nil {
-		d.first = f
-	}
-	return f, nil
-}
-
-func (d *freezer) freeze() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.first.frozen.Store(true)
-}
-
-func (c *frozenConn) Write(b []byte) (int, error) {
-	if c.frozen.Load() {
-		return len(b), nil
-	}
-	return c.Conn.Write(b)
-}
-
-func (c *frozenConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if c.frozen.Load() {
-		<-c.closed
-		return 0, net.ErrClosed
-	}
-	return n, err
-}
-
-func (c *frozenConn) Close() error {
-	c.once.Do(func() { close(c.closed) })
-	return c.Conn.Close()
-}
