@@ -3,13 +3,11 @@
 package main
 
 import (
-	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // clusterMachines are a gateway VM, in which the commands run, and three servers
@@ -84,22 +82,10 @@ func TestCommandsOfTheClusterPage(t *testing.T) {
 	for _, b := range blocks {
 		script += commandsOf(string(b[1]))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", script)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	for _, want := range []string{
+	expect(t, runAlone(t, script),
 		"embedded NATS server started", "gateway/gw1", "wrote nats/n3/route.crt", "bucket egress-state created", "stream EGRESS_AUDIT created",
 		"0 events of 0 processes", `{"status":"ok"}`,
-	} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("no %q in:\n%s", want, out)
-		}
-	}
+	)
 }
 
 // commandsOf makes a block of the page part of the script.
