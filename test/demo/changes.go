@@ -134,14 +134,11 @@ func (d *demo) wire(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if r.KernelDrops > 0 {
-		return fmt.Errorf("the capture missed %d packets", r.KernelDrops)
-	}
 	for source, n := range r.BySource {
 		d.text("%5d packets from %s", n, source)
 	}
-	if foreign := r.Foreign(d.used...); len(foreign) > 0 {
-		return fmt.Errorf("packets left with sources that are no tenant's egress IP: %v", foreign)
+	if problems := r.Problems(d.used...); len(problems) > 0 {
+		return errors.New(strings.Join(problems, "\n"))
 	}
 	if r.Packets == 0 {
 		return errors.New("the capture saw nothing at all")

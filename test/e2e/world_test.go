@@ -9,6 +9,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -93,15 +94,8 @@ func (w *world) watchWire() {
 		if err != nil {
 			w.t.Errorf("stop the capture: %v", err)
 		}
-		if r.KernelDrops > 0 {
-			w.t.Errorf("the capture missed %d packets: it proves nothing", r.KernelDrops)
-		}
-		allowed := make([]netip.Addr, 0, len(w.allowed))
-		for a := range w.allowed {
-			allowed = append(allowed, a)
-		}
-		for source, n := range r.Foreign(allowed...) {
-			w.t.Errorf("LEAK: %d packets left with source %s, which is no tenant's egress IP; the first: %v", n, source, r.First[source])
+		for _, problem := range r.Problems(slices.Collect(maps.Keys(w.allowed))...) {
+			w.t.Error(problem)
 		}
 		w.t.Logf("external wire: %d packets, sources %v", r.Packets, r.BySource)
 	})

@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -80,6 +82,20 @@ func (r Result) Foreign(allowed ...netip.Addr) map[netip.Addr]uint64 {
 		delete(foreign, a)
 	}
 	return foreign
+}
+
+// Problems says in words what is wrong with what left: each source that is not
+// allowed, or that the capture missed packets and so proves nothing.
+func (r Result) Problems(allowed ...netip.Addr) []string {
+	var out []string
+	if r.KernelDrops > 0 {
+		out = append(out, fmt.Sprintf("the capture missed %d packets: it proves nothing", r.KernelDrops))
+	}
+	foreign := r.Foreign(allowed...)
+	for _, source := range slices.SortedFunc(maps.Keys(foreign), netip.Addr.Compare) {
+		out = append(out, fmt.Sprintf("LEAK: %d packets left with source %s, which is no tenant's egress IP; the first: %v", foreign[source], source, r.First[source]))
+	}
+	return out
 }
 
 // CaptureExternal starts a capture on the ports of the external switch,

@@ -166,6 +166,13 @@ func leak(t *testing.T, l *Lab, p *Pod) {
 	if len(foreign) != 1 || foreign[p.Address] == 0 || len(result.First[p.Address]) == 0 {
 		t.Errorf("the capture found %v", foreign)
 	}
+	if problems := result.Problems(netip.MustParseAddr("192.168.55.113")); len(problems) != 1 || !strings.Contains(problems[0], "source "+p.Address.String()) {
+		t.Errorf("the capture says %q", problems)
+	}
+	result.KernelDrops = 1
+	if problems := result.Problems(netip.MustParseAddr("192.168.55.113"), p.Address); len(problems) != 1 || !strings.Contains(problems[0], "missed 1 packets") {
+		t.Errorf("the capture says %q", problems)
+	}
 }
 
 func makeTenantByHand(t *testing.T, l *Lab) {
