@@ -25,7 +25,7 @@ var errUnprotected = errors.New("not tried: the protection that has to stand bef
 func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 	a := applier{k: k, ctx: ctx, failed: make(map[string]bool)}
 	k.hearOthers()
-	defer k.hearOwn()
+	defer k.hear() // what the steps have changed
 	for len(steps) > 0 {
 		kind, n := batch(steps[0]), 1
 		for kind != kindOther && n < len(steps) && batch(steps[n]) == kind {
@@ -128,16 +128,10 @@ func (a *applier) protected(steps []plan.Step) []plan.Step {
 }
 
 // hearOthers takes in what others have changed since the last look, for the next
-// one to tell; hearOwn what the steps have changed.
+// one to tell.
 func (k *Kernel) hearOthers() {
-	if news, err := k.takeNotices(); news || err != nil {
+	if k.hear() {
 		k.missed = true
-	}
-}
-
-func (k *Kernel) hearOwn() {
-	if _, err := k.takeNotices(); err != nil {
-		k.log.Warn("the kernel's notices of changes can not be read; everything is read anew", "err", err)
 	}
 }
 

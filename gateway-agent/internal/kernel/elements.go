@@ -51,29 +51,29 @@ func (k *Kernel) applyElements(steps []plan.Step) error {
 // a failure the connection may hold answers that nobody waits for, and is
 // closed.
 func (k *Kernel) withNFT(queue func(*nftables.Conn) error) (err error) {
-	if k.elements == nil {
-		if k.elements, err = nftables.New(nftables.AsLasting()); err != nil {
+	if k.nftConn == nil {
+		if k.nftConn, err = nftables.New(nftables.AsLasting()); err != nil {
 			return fmt.Errorf("nftables: %w", err)
 		}
 	}
-	if err = queue(k.elements); err == nil {
-		err = k.elements.Flush()
+	if err = queue(k.nftConn); err == nil {
+		err = k.nftConn.Flush()
 	}
 	if err != nil {
-		k.closeElements()
+		k.closeNFT()
 		return fmt.Errorf("nftables: %w", err)
 	}
 	return nil
 }
 
-func (k *Kernel) closeElements() {
-	if k.elements == nil {
+func (k *Kernel) closeNFT() {
+	if k.nftConn == nil {
 		return
 	}
-	if err := k.elements.CloseLasting(); err != nil {
+	if err := k.nftConn.CloseLasting(); err != nil {
 		k.log.Debug("close the socket towards nftables", "err", err)
 	}
-	k.elements = nil
+	k.nftConn = nil
 }
 
 func queueElement(c *nftables.Conn, s plan.Step) error {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -199,12 +200,32 @@ const (
 
 // rulesGeneration returns the number of the nftables ruleset in force.
 func (k *Kernel) rulesGeneration() (uint32, error) {
-	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|nftMsgGetGen, 0)
-	req.Sockets = k.sockets
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
-	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	generation, told := uint32(0), false
+	err := k.askNFT(nftMsgGetGen, 0, unix.AF_UNSPEC, func(a syscall.NetlinkRouteAttr) {
+		if a.Attr.Type == nftaGenID && len(a.Value) >= 4 {
+			generation, told = binary.BigEndian.Uint32(a.Value), true
+		}
+	})
+	if err == nil && !told {
+		err = errors.New("the kernel did not tell it")
+	}
 	if err != nil {
 		return 0, fmt.Errorf("ask for the generation of the rules: %w", err)
+	}
+	return generation, nil
+}
+
+// askNFT sends a request to nftables, and hands over each attribute of the
+// answers.
+func (k *Kernel) askNFT(kind, flags int, family uint8, each func(syscall.NetlinkRouteAttr), about ...*nl.RtAttr) error {
+	req := k.request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags)
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	for _, a := range about {
+		req.AddData(a)
+	}
+	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return err
 	}
 	for _, m := range messages {
 		if len(m) < nl.SizeofNfgenmsg {
@@ -212,13 +233,11 @@ func (k *Kernel) rulesGeneration() (uint32, error) {
 		}
 		attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
 		if err != nil {
-			return 0, err
+			return err
 		}
 		for _, a := range attrs {
-			if a.Attr.Type == nftaGenID && len(a.Value) >= 4 {
-				return binary.BigEndian.Uint32(a.Value), nil
-			}
+			each(a)
 		}
 	}
-	return 0, errors.New("the kernel did not tell the generation of its rules")
+	return nil
 }

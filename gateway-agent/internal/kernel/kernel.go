@@ -46,9 +46,9 @@ type Kernel struct {
 	// sockets stay open. The kernel is asked to heed the filters of a request for
 	// a list of routes; and to close one towards nftables would wait until all
 	// processors have forgotten what was deleted before, 10 to 20 ms.
-	sockets  map[int]*nl.SocketHandle
-	elements *nftables.Conn
-	log      *slog.Logger
+	sockets map[int]*nl.SocketHandle
+	nftConn *nftables.Conn // stays open like sockets; nil until it is needed
+	log     *slog.Logger
 	// What was seen last, and what keeps it true.
 	mirror  mirror
 	seen    rulesSeen
@@ -131,7 +131,7 @@ func (k *Kernel) Close() {
 	for _, s := range k.sockets {
 		s.Socket.Close()
 	}
-	k.closeElements()
+	k.closeNFT()
 	k.notices.file.Close()
 }
 

@@ -74,11 +74,7 @@ func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
 
 // lookAtLinks brings the mirror up to date.
 func (k *Kernel) lookAtLinks(afresh bool) (same bool, err error) {
-	news, err := k.takeNotices()
-	if err != nil {
-		k.mirror.valid = false
-		k.log.Warn("the kernel's notices of changes can not be read; everything is read anew", "err", err)
-	}
+	news := k.hear()
 	if afresh || !k.mirror.valid {
 		news = true
 		k.seen.neighbours.Shape = "" // the kernel takes that table away with the NIC, which counts as no change of the rules
@@ -111,6 +107,16 @@ func (k *Kernel) dump() error {
 	k.mirror = newMirror([2]string{k.host.Internal, k.host.External}, links, addrs)
 	_, err = k.takeNotices()
 	return err
+}
+
+// hear is takeNotices for those who go on without: then everything is read anew
+// by the next look.
+func (k *Kernel) hear() (news bool) {
+	news, err := k.takeNotices()
+	if err != nil {
+		k.log.Warn("the kernel's notices of changes can not be read; everything is read anew", "err", err)
+	}
+	return news || err != nil
 }
 
 // takeNotices carries over what the kernel has told.

@@ -46,8 +46,7 @@ func (k *Kernel) listRoutes(f tenant.Family, protocol uint8) ([]routeInfo, error
 		family = unix.AF_INET6
 	}
 	return consistent(func() ([]routeInfo, error) {
-		req := nl.NewNetlinkRequest(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
-		req.Sockets = k.sockets
+		req := k.request(unix.RTM_GETROUTE, unix.NLM_F_DUMP)
 		req.AddData(&nl.RtMsg{RtMsg: unix.RtMsg{Family: uint8(family), Table: unix.RT_TABLE_MAIN, Protocol: protocol}})
 		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWROUTE)
 		if err != nil && !errors.Is(err, unix.ENOENT) { // no table yet

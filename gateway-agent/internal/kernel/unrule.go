@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"syscall"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink/nl"
@@ -107,34 +108,18 @@ const (
 
 // ruleHandles lists the handles of a chain's rules, in their order.
 func (k *Kernel) ruleHandles(id plan.ChainID) ([]uint64, error) {
-	family := unix.AF_INET
+	family := uint8(unix.AF_INET)
 	if id.Family == tenant.IPv6 {
 		family = unix.AF_INET6
 	}
-	return consistent(func() ([]uint64, error) {
-		req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|nftMsgGetRule, unix.NLM_F_DUMP)
-		req.Sockets = k.sockets
-		req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(family), Version: nl.NFNETLINK_V0})
-		req.AddData(nl.NewRtAttr(nftaRuleTable, nl.ZeroTerminated(id.Table)))
-		req.AddData(nl.NewRtAttr(nftaRuleChain, nl.ZeroTerminated(id.Name)))
-		messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	return consistent(func() (out []uint64, err error) {
+		err = k.askNFT(nftMsgGetRule, unix.NLM_F_DUMP, family, func(a syscall.NetlinkRouteAttr) {
+			if a.Attr.Type == nftaRuleID && len(a.Value) == 8 {
+				out = append(out, binary.BigEndian.Uint64(a.Value))
+			}
+		}, nl.NewRtAttr(nftaRuleTable, nl.ZeroTerminated(id.Table)), nl.NewRtAttr(nftaRuleChain, nl.ZeroTerminated(id.Name)))
 		if err != nil {
 			return nil, fmt.Errorf("list the rules of %s: %w", id.Name, err)
-		}
-		var out []uint64
-		for _, m := range messages {
-			if len(m) < nl.SizeofNfgenmsg {
-				continue
-			}
-			attrs, err := nl.ParseRouteAttr(m[nl.SizeofNfgenmsg:])
-			if err != nil {
-				return nil, fmt.Errorf("list the rules of %s: %w", id.Name, err)
-			}
-			for _, a := range attrs {
-				if a.Attr.Type == nftaRuleID && len(a.Value) == 8 {
-					out = append(out, binary.BigEndian.Uint64(a.Value))
-				}
-			}
 		}
 		return out, nil
 	})
