@@ -117,7 +117,7 @@ Exits with 1 if it finds something.`, args)
 	for _, line := range findings {
 		fmt.Fprintln(e.out, line)
 	}
-	fmt.Fprintf(e.out, "%d events of %d processes.\n", v.events, len(v.boots))
+	fmt.Fprintf(e.out, "%d events of %d processes.\n", v.events, v.processes())
 	if len(findings) > 0 {
 		return errors.New("the audit is not whole")
 	}

@@ -228,6 +228,12 @@ func TestVerifier(t *testing.T) {
 	other.Source = "/egress-gateway/gw/gw2"
 	gap := event(3, "3", "c")
 	gap.Kind, gap.NatsSubject, gap.Data = "gap", "egress.audit.-.gw.gw1.gap", []byte(`{"dropped":7}`)
+	repeated := func(seq uint64, number, data string) bus.AuditEvent {
+		e := event(seq, number, "r"+number)
+		e.Kind, e.NatsSubject, e.Data = bus.KindRepeated, "egress.audit.-.gw.gw1.repeated", []byte(data)
+		return e
+	}
+	const toldBefore = `{"events":[{"bootid":"b","first":2,"last":3},{"bootid":"earlier","first":9,"last":9}]}`
 	for name, c := range map[string]struct {
 		events []bus.AuditEvent
 		want   string
@@ -235,6 +241,9 @@ func TestVerifier(t *testing.T) {
 		"whole, its beginning expired": {[]bus.AuditEvent{event(7, "3", "a"), event(8, "4", "b")}, ""},
 		"removed":                      {[]bus.AuditEvent{event(1, "1", "a"), event(3, "2", "b")}, "removed: the stream lacks the messages 2 to 2"},
 		"missing":                      {[]bus.AuditEvent{event(1, "1", "a"), event(2, "4", "b")}, "missing: 2 of the events 1 to 4"},
+		"told before":                  {[]bus.AuditEvent{event(1, "1", "a"), event(2, "4", "b"), repeated(3, "5", toldBefore)}, ""},
+		"told before, one not":         {[]bus.AuditEvent{event(1, "1", "a"), event(2, "5", "b"), repeated(3, "6", toldBefore)}, "missing: 1 of the events 1 to 6"},
+		"told before by none":          {[]bus.AuditEvent{event(1, "1", "a"), repeated(2, "2", `{"events":[{"bootid":"b","first":1,"last":18446744073709551615}]}`)}, "forged: message 2: repeated events: more than 256 at once"},
 		"doubled":                      {[]bus.AuditEvent{event(1, "1", "a"), event(2, "1", "a")}, "doubled: message 2 repeats 1 (id a)"},
 		"forged":                       {[]bus.AuditEvent{event(1, "1", "a"), event(2, "2", "b"), other}, "forged: message 3: subject egress.audit.c1.gw.gw1.start, but source /egress-gateway/gw/gw2"},
 		"no event":                     {[]bus.AuditEvent{{NatsSequence: 1, Err: errors.New("no CloudEvents JSON")}}, "forged: message 1: no CloudEvents JSON"},

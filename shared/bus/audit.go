@@ -131,14 +131,13 @@ func (e Event) encodeData() ([]byte, error) {
 
 // encode turns an event into what the spool holds.
 func (a *Audit) encode(e Event, data []byte, number uint64) ([]byte, error) {
-	n := strconv.FormatUint(number, 10)
-	id := a.source + "/" + a.bootID + "/" + n
+	id := ownID(a.source, a.bootID, number)
 	if e.ID != "" {
 		id = a.source + "/" + e.ID
 	}
 	event, err := json.Marshal(cloudEvent{
 		SpecVersion: "1.0", ID: id, Source: a.source, Type: eventTypePrefix + e.Kind, Subject: e.Subject,
-		Time: a.opts.Clock().UTC(), DataContentType: "application/json", BootID: a.bootID, Sequence: n, Data: data,
+		Time: a.opts.Clock().UTC(), DataContentType: "application/json", BootID: a.bootID, Sequence: strconv.FormatUint(number, 10), Data: data,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("audit event %s: %w", e.Kind, err)
@@ -271,10 +270,20 @@ func (a *Audit) publishBatch(ctx context.Context) (more bool, err error) {
 	acks, err := a.conn.publish(ctx, msgs)
 	a.careful = err != nil
 	settled := len(batch.texts)
+	var repeated []Repeated
 	for j := range msgs {
 		if j >= len(acks) || acks[j] == nil {
 			settled = index[j]
 			break
+		}
+		if acks[j].Duplicate {
+			repeated = addRepeated(repeated, msgs[j].Data)
+		}
+	}
+	if len(repeated) > 0 {
+		// Before the spool forgets them: a crash in between tells it twice.
+		if failed := a.Emit(Event{Kind: KindRepeated, Data: repeatedData{repeated}}); failed != nil {
+			return false, failed
 		}
 	}
 	if failed := a.spool.settle(batch, settled); failed != nil {
