@@ -7,6 +7,8 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+
+	"egress-gateway.io/shared/tenant"
 )
 
 // Diff returns the steps that lead from have to want, in an order in which no
@@ -19,12 +21,15 @@ import (
 //	what lets tenants that go, and       from here on nobody sends for them
 //	  bindings that another wants, pass
 //	  the exit guard
-//	rules of tenants that go, and        a binding of an address ends before the
-//	  bindings that another wants        next one begins
+//	marks of these tenants               what is marked is translated, also what
+//	                                     is on its way just now
+//	their translation, and bindings      a binding of an address ends before the
+//	  that another wants                 next one begins
 //	connections of tenants that go, and  the old holder's connections end before
 //	  of addresses that change hands     the new holder is served
 //	chains and rules that come, and
-//	  what the guard's maps hold of them
+//	  what the guard's maps hold of
+//	  them: translation, then marks
 //	egress IPs that come
 //	connections of egress IPs that go, then these
 //	links that go                        the kernel takes its time, 20 ms
@@ -46,6 +51,7 @@ func Diff(want, have State) []Step {
 	d.handOver()
 	d.rulesCome()
 	d.translateCome()
+	d.marksCome()
 	d.egressCome()
 	d.egressGo()
 	d.linksGone()
@@ -67,9 +73,12 @@ type differ struct {
 	wantBound, haveBound map[binding]string
 	// wantMark is the mark that an egress IP will belong to.
 	wantMark map[netip.Addr]uint32
-	// mid are the chains after unbind, early the elements that it removed.
+	// mid are the chains after unbind, early the elements that are removed by then.
 	mid   map[ChainID][]string
 	early map[string]bool
+	// suspended are the marks that have a binding which ends early: they are given
+	// to nobody until the next one stands.
+	suspended map[tenant.Family]map[uint32]bool
 }
 
 func (d *differ) add(s ...Step) { d.steps = append(d.steps, s...) }

@@ -30,7 +30,7 @@ func (d *differ) guardFirst() {
 		return
 	}
 	if !want.sameShape(have) {
-		d.have.Guard = want.untranslating() // the rest of the guard's steps have nothing else to do
+		d.have.Guard = d.idle(want) // the rest of the guard's steps have nothing else to do
 		d.add(SetGuard{d.have.Guard})
 		return
 	}
@@ -46,7 +46,9 @@ func (d *differ) guardFirst() {
 			continue
 		}
 		for _, e := range missing {
-			d.add(AddElement{want.Sets[set][e], set, e})
+			if !d.marksNow(set, e) {
+				d.add(AddElement{want.Sets[set][e], set, e})
+			}
 		}
 	}
 }

@@ -46,17 +46,20 @@ func (d *differ) tenantsGo() {
 	}
 }
 
-// unbind removes the leaf rules of tenants that go, the bindings of addresses
-// that another tenant is to get, and branches that are no longer wanted.
-func (d *differ) unbind() {
-	d.mid = maps.Clone(d.have.Chains)
-	owners := d.owners()
+// unbind removes the bindings of tenants that go, and those of addresses that
+// another tenant is to get.
+func (d *differ) unbind() { d.prune(chainSTree, d.owners()) }
+
+// prune removes from a tree the leaf rules that have to go early, and branches
+// that are no longer wanted.
+func (d *differ) prune(tree string, owners map[uint32]string) {
 	var empty []ChainID
 	for _, id := range removalOrder(d.have.Chains) {
-		if !isTree(id.Name, chainMTree) && !isTree(id.Name, chainSTree) || id.Table != "nat" {
-			continue // a tree in another table is an older version's: it goes last
+		if !isTree(id.Name, tree) {
+			continue
 		}
-		if _, wanted := d.want.Chains[id]; !wanted && !isRoot(id.Name) {
+		// A tree in another table is an older version's: its branches go last.
+		if _, wanted := d.want.Chains[id]; !wanted && !isRoot(id.Name) && id.Table == "nat" {
 			empty = append(empty, id)
 			delete(d.mid, id)
 			continue
@@ -105,15 +108,19 @@ func (d *differ) disown() {
 	}
 }
 
-// goes tells whether unbind removes a rule of a tree chain that stays.
+// goes tells whether prune removes a rule of a tree chain that stays.
 func (d *differ) goes(id ChainID, rule string, owners map[uint32]string) bool {
 	target := ChainID{id.Family, id.Table, ruleJump(rule)}
 	if isTree(target.Name, chainMTree) || isTree(target.Name, chainSTree) {
 		_, wanted := d.want.Chains[target]
-		return !wanted
+		return !wanted && id.Table == "nat"
 	}
-	if m, ok := ruleMark(rule); !ok || owners[m] != ruleTenant(rule) {
+	m, ok := ruleMark(rule)
+	if !ok || owners[m] != ruleTenant(rule) {
 		return true
+	}
+	if isTree(id.Name, chainMTree) {
+		return !d.marked(id.Family, m)
 	}
 	b, ok := parseBinding(rule)
 	return ok && d.contested(b)

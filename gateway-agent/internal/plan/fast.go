@@ -4,6 +4,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -57,33 +58,75 @@ func (g *guardBuilder) fast() {
 	}
 }
 
-// untranslating returns g without the elements of the maps that bind, for these
-// come when the connections of former holders have ended.
-func (g Guard) untranslating() Guard {
+// idle returns g without the elements of the maps that do something at once:
+// those that bind come when the connections of former holders have ended, and
+// those that mark packets of links that are there when these are translated.
+func (d *differ) idle(g Guard) Guard {
 	sets := make(map[string]GuardSet, len(g.Sets))
 	for name, set := range g.Sets {
-		if translates(name) {
-			set = GuardSet{}
-		}
 		sets[name] = set
+		switch {
+		case translates(name):
+			sets[name] = GuardSet{}
+		case marks(name):
+			sets[name] = maps.Clone(set)
+			maps.DeleteFunc(sets[name], func(e, _ string) bool { return d.marksNow(name, e) })
+		}
 	}
 	g.Sets = sets
 	return g
 }
 
-// unmark takes links that go for good from the maps that mark, before their
-// translation goes: what is marked and new passes the forward guard, and would
-// have but the exit guard before it.
+// marks tells the maps that give marks.
+func marks(name string) bool {
+	return name == setName(mapLinks, tenant.IPv4) || name == setName(mapLinks, tenant.IPv6)
+}
+
+// marksNow tells the elements that mark packets of a link that is there.
+func (d *differ) marksNow(set, element string) bool {
+	if !marks(set) {
+		return false
+	}
+	link, _, _ := strings.Cut(element, " : ")
+	return d.have.Links[link].Name != ""
+}
+
+// unmark takes from the maps that mark, and from the trees, the marks of tenants
+// that go, in one family or for good, and of those whose binding another tenant
+// wants. That comes before any translation of theirs goes, and in other
+// transactions: what is marked and new passes the forward guard, and would have
+// but the exit guard before it. A packet that was marked just before is
+// translated still.
 func (d *differ) unmark() {
+	owners := d.owners()
+	d.suspended = make(map[tenant.Family]map[uint32]bool)
+	for _, f := range tenant.Families() {
+		d.suspended[f] = make(map[uint32]bool)
+	}
+	for b, id := range d.haveBound {
+		if d.contested(b) || owners[b.mark] != id {
+			d.suspended[tenant.FamilyOf(b.ip)][b.mark] = true
+		}
+	}
 	for _, f := range tenant.Families() {
 		set := setName(mapLinks, f)
 		for _, e := range sorted(d.have.Guard.Sets[set]) {
-			if link, _, _ := strings.Cut(e, " : "); d.leaves(link) {
+			link, value, _ := strings.Cut(e, " : ")
+			mark, _ := parseMark(value)
+			if _, wanted := d.want.Guard.Sets[set][e]; !wanted || d.suspended[f][mark] {
 				d.early[set+" "+e] = true
 				d.add(DelElement{d.have.Links[link].Tenant, set, e})
 			}
 		}
 	}
+	d.mid = maps.Clone(d.have.Chains)
+	d.prune(chainMTree, owners)
+}
+
+// marked tells whether a mark is wanted in a family and nothing is in its way.
+func (d *differ) marked(f tenant.Family, mark uint32) bool {
+	_, wanted := d.want.Guard.Sets[setName(mapLinks, f)][linkElement(LinkName(NumberOf(d.mask, mark)), mark)]
+	return wanted && !d.suspended[f][mark]
 }
 
 // untranslate takes from the maps what is no longer right, or is to be another
@@ -113,6 +156,20 @@ func (d *differ) translateCome() {
 		}
 		for _, e := range sorted(d.want.Guard.Sets[set]) {
 			if _, there := d.have.Guard.Sets[set][e]; !there || d.early[set+" "+e] {
+				d.add(AddElement{d.want.Guard.Sets[set][e], set, e})
+			}
+		}
+	}
+}
+
+// marksCome adds to the maps that mark what they lack: all that is marked is
+// translated by now.
+func (d *differ) marksCome() {
+	for _, f := range tenant.Families() {
+		set := setName(mapLinks, f)
+		for _, e := range sorted(d.want.Guard.Sets[set]) {
+			_, there := d.have.Guard.Sets[set][e]
+			if early := d.early[set+" "+e]; early || !there && d.marksNow(set, e) {
 				d.add(AddElement{d.want.Guard.Sets[set][e], set, e})
 			}
 		}
