@@ -90,7 +90,7 @@ func TestConfirmRemovalsWithoutDaemon(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Save(exampleSight().Memory); err != nil {
+	if _, err := store.Save(exampleSight().Memory, nil); err != nil {
 		t.Fatal(err)
 	}
 	var out, errout bytes.Buffer

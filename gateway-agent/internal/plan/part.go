@@ -3,7 +3,6 @@
 package plan
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -13,9 +12,10 @@ import (
 // maxPart is how many tenants a change may be about that is planned by itself.
 const maxPart = 8
 
-// Part cuts a change of some tenants out of all. before and after are the whole
-// inputs, which differ in the tenants of changed (by TenantID) and in nothing
-// else, and problems are those that the plan of before had.
+// Part cuts a change of some tenants out of all. x holds the tenants before it,
+// and changes what comes in their place, by TenantID: nil where a tenant goes.
+// before and after are the whole inputs, of which the tenants are not looked at
+// and nothing else differs; problems are those that the plan of before had.
 //
 // The inputs that it returns hold these tenants, and those that share chains
 // with them. For a kernel that is as Desired(before) wants it,
@@ -25,22 +25,27 @@ const maxPart = 8
 // are the steps of Diff(Desired(after), have), but it costs no look at all the
 // others. ok is false where a change may concern others as well: then only the
 // whole will do.
-func Part(before, after Input, changed map[string]bool, problems []Problem) (was, will Input, ok bool) {
-	if len(changed) > maxPart || len(before.Spills)+len(after.Spills)+len(before.Conflicts)+len(after.Conflicts) > 0 {
+func (x *Index) Part(before, after Input, changes map[string]*Numbered, problems []Problem) (was, will Input, ok bool) {
+	if len(changes) > maxPart || len(before.Spills)+len(after.Spills)+len(before.Conflicts)+len(after.Conflicts) > 0 {
 		return was, will, false
 	}
+	troubled := make(map[string]bool)
 	for _, p := range problems {
 		switch p.Reason {
 		case reasonTaken, reasonNumberTaken, reasonNoNumber, ReasonConflict:
 			return was, will, false // what goes may have stood in their way
 		}
-	}
-	troubled := make(map[string]bool)
-	for _, p := range problems {
 		troubled[TenantID(p.Cluster, p.Tenant)] = true
 	}
+	old := x.of(changes)
+	var come []Numbered
+	for _, t := range changes {
+		if t != nil && !t.Released {
+			come = append(come, *t)
+		}
+	}
 	numbers, addresses := make(map[int]bool), make(map[netip.Addr]bool)
-	for _, t := range slices.Concat(before.of(changed), after.of(changed)) {
+	for _, t := range slices.Concat(old, come) {
 		if t.Number < 1 || t.Number > MaxNumber {
 			return was, will, false
 		}
@@ -49,78 +54,25 @@ func Part(before, after Input, changed map[string]bool, problems []Problem) (was
 			addresses[a] = true
 		}
 	}
-	for _, t := range before.Tenants {
-		if !changed[TenantID(t.Cluster, t.Name)] && (numbers[t.Number] || sharesAny(t, addresses)) {
-			return was, will, false
-		}
+	if x.shares(old, numbers, addresses) {
+		return was, will, false
 	}
-	near := before.near(numbers, changed, troubled)
-	was, will = before.part(changed, near), after.part(changed, near)
-	uses := before.usesIPv6()
-	return was, will, was.usesIPv6() == uses && after.usesIPv6() == uses && will.usesIPv6() == uses
+	others := x.others(x.near(numbers, changes, troubled), changes)
+	rest6 := x.needs6 > needing6(old)+needing6(others)
+	was, will = before, after
+	was.Tenants, was.Rest6 = slices.Concat(old, others), rest6
+	will.Tenants, will.Rest6 = slices.Concat(come, others), rest6
+	return was, will, was.usesIPv6() == will.usesIPv6()
 }
 
-// of returns the tenants of changed.
-func (in Input) of(changed map[string]bool) []Numbered {
-	var out []Numbered
-	for _, t := range in.Tenants {
-		if changed[TenantID(t.Cluster, t.Name)] {
-			out = append(out, t)
+// needing6 counts the tenants that need IPv6.
+func needing6(list []Numbered) (n int) {
+	for _, t := range list {
+		if t.needsIPv6() {
+			n++
 		}
 	}
-	return out
-}
-
-// part returns in with the tenants of changed, and those whose numbers lie in
-// the leaves of near.
-func (in Input) part(changed map[string]bool, near map[int]bool) Input {
-	out := in
-	out.Tenants, out.Rest6 = nil, false
-	for _, t := range in.Tenants {
-		if near[t.Number>>4] || changed[TenantID(t.Cluster, t.Name)] {
-			out.Tenants = append(out.Tenants, t)
-		} else {
-			out.Rest6 = out.Rest6 || t.needsIPv6()
-		}
-	}
-	return out
-}
-
-func sharesAny(t Numbered, taken map[netip.Addr]bool) bool {
-	has := func(a netip.Addr) bool { return taken[a] }
-	return slices.ContainsFunc(t.GatewayIPs, has) || slices.ContainsFunc(t.EgressIPs, has)
-}
-
-// near returns the leaves of the trees (numbers without their last digit) that
-// have to be looked at whole: those of numbers, and for each of their branches
-// and each family one more, which holds the branch if those become empty. Who
-// has a problem may not be served, and holds nothing for sure.
-func (in Input) near(numbers map[int]bool, changed, troubled map[string]bool) map[int]bool {
-	type hold struct {
-		branch int
-		family tenant.Family
-	}
-	leaves, branches, held := make(map[int]bool), make(map[int]bool), make(map[hold]bool)
-	for n := range numbers {
-		leaves[n>>4], branches[n>>8] = true, true
-	}
-	out := maps.Clone(leaves)
-	for _, t := range in.Tenants {
-		id := TenantID(t.Cluster, t.Name)
-		if t.Released || !branches[t.Number>>8] || leaves[t.Number>>4] || changed[id] {
-			continue
-		}
-		if troubled[id] {
-			out[t.Number>>4] = true
-			continue
-		}
-		for _, f := range tenant.Families() {
-			if at := (hold{t.Number >> 8, f}); !held[at] && len(f.Addrs(t.GatewayIPs)) > 0 {
-				held[at], out[t.Number>>4] = true, true
-			}
-		}
-	}
-	return out
+	return n
 }
 
 func (t Numbered) needsIPv6() bool {

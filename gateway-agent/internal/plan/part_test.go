@@ -5,10 +5,13 @@ package plan
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // some returns a random tenant number n; its addresses are nobody else's, or
@@ -45,7 +48,8 @@ func TestPartIsTheWhole(t *testing.T) {
 		after, changed := change(r, before)
 		whole, problems := Desired(before)
 		have := observedState(whole)
-		was, will, ok := Part(before, after, changed, problems)
+		x, changes := indexOf(before), changesOf(after, changed)
+		was, will, ok := x.Part(before, after, changes, problems)
 		if !ok {
 			continue
 		}
@@ -53,6 +57,12 @@ func TestPartIsTheWhole(t *testing.T) {
 		wanted, wholeProblems := Desired(after)
 		mine, partProblems := Desired(will)
 		old, _ := Desired(was)
+		for id, t := range changes {
+			x.Set(id, t)
+		}
+		if d := cmp.Diff(indexOf(after), x, cmp.AllowUnexported(Index{}), cmpopts.EquateComparable(netip.Addr{}), cmpopts.SortSlices(strings.Compare), cmpopts.EquateEmpty()); d != "" {
+			t.Fatalf("round %d, seed %d: the index differs from a new one\n%s", round, seed, d)
+		}
 		if d := cmp.Diff(text(Diff(wanted, have)), text(Diff(mine, Restrict(have, old, mine)))); d != "" {
 			t.Fatalf("round %d, seed %d: %v: a part gives other steps than the whole (-whole +part)\n%s", round, seed, changed, d)
 		}
@@ -65,6 +75,28 @@ func TestPartIsTheWhole(t *testing.T) {
 	if parts < rounds/3 {
 		t.Errorf("only %d of %d changes were planned by themselves", parts, rounds)
 	}
+}
+
+func indexOf(in Input) *Index {
+	x := new(Index)
+	for _, t := range in.Tenants {
+		x.Set(TenantID(t.Cluster, t.Name), &t)
+	}
+	return x
+}
+
+// changesOf returns what is in place of the tenants of changed.
+func changesOf(after Input, changed map[string]bool) map[string]*Numbered {
+	changes := make(map[string]*Numbered)
+	for id := range changed {
+		changes[id] = nil
+	}
+	for _, t := range after.Tenants {
+		if id := TenantID(t.Cluster, t.Name); changed[id] {
+			changes[id] = &t
+		}
+	}
+	return changes
 }
 
 // change adds, removes or alters a few tenants.
@@ -113,18 +145,18 @@ func TestPartNeedsTheWhole(t *testing.T) {
 			before.Nodes, before.Networks[0].PodNetworks = nil, prefixes("10.128.0.0/14")
 			after.Nodes, after.Networks[0].PodNetworks = nil, prefixes("10.128.0.0/14")
 			change(&after)
-			if _, _, ok := Part(before, after, map[string]bool{blue: true}, nil); ok {
+			if _, _, ok := indexOf(before).Part(before, after, changesOf(after, map[string]bool{blue: true}), nil); ok {
 				t.Error("it is planned without the others")
 			}
 		})
 	}
 	before, after := demo(), demo()
 	after.Tenants = after.Tenants[1:]
-	gone := map[string]bool{blue: true}
-	if _, _, ok := Part(before, after, gone, nil); !ok {
+	gone, x := map[string]*Numbered{blue: nil}, indexOf(before)
+	if _, _, ok := x.Part(before, after, gone, nil); !ok {
 		t.Error("a tenant that goes needs no other")
 	}
-	if _, _, ok := Part(before, after, gone, []Problem{{Tenant: "ns-red", Reason: reasonTaken}}); ok {
+	if _, _, ok := x.Part(before, after, gone, []Problem{{Tenant: "ns-red", Reason: reasonTaken}}); ok {
 		t.Error("another tenant may have waited for its address")
 	}
 }

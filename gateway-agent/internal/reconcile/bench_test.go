@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,7 +61,11 @@ func (b *bench) start() {
 
 // show makes the bus show a confirmed view of c1.
 func (b *bench) show(generation int64, tenants map[string]tenant.Tenant, nodes ...tenant.Node) {
-	b.views = map[string]View{"c1": view(generation, tenants, nodes...)}
+	before, v := b.views["c1"], view(generation, tenants, nodes...)
+	if v.Serial = before.Serial + 1; maps.EqualFunc(before.Nodes, v.Nodes, sameNode) {
+		v.Before, v.Changed = before.Serial, sortedKeys(differing(before.Tenants, tenants, sameTenant))
+	}
+	b.views = map[string]View{"c1": v}
 }
 
 // pass makes a pass and returns the steps that it applied to the kernel.

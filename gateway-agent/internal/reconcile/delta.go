@@ -5,6 +5,7 @@ package reconcile
 import (
 	"slices"
 
+	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -73,6 +74,68 @@ func differing[V any](before, after map[string]V, same func(a, b V) bool) map[st
 	return out
 }
 
+// assignNumbers gives each tenant of d that has none its number. The others have
+// those that they have in m.
+func (d *delta) assignNumbers(m Memory, have plan.State) {
+	of := map[string]*Entry{}
+	for cluster, c := range d.Clusters {
+		if c == nil {
+			continue
+		}
+		for name, e := range c.Tenants {
+			if e != nil && e.Number == 0 {
+				of[Ref{cluster, name}.String()] = e
+			}
+		}
+	}
+	if len(of) == 0 {
+		return
+	}
+	for id, n := range plan.AssignNumbers(d.numbers(m), have.Numbers(), sortedKeys(of)) {
+		of[id].Number = n
+	}
+}
+
+// numbers returns those that are used once d is applied to m.
+func (d *delta) numbers(m Memory) map[int]bool {
+	used := make(map[int]bool)
+	for cluster, c := range m.Clusters {
+		cd, differs := d.Clusters[cluster]
+		if differs && cd == nil {
+			continue
+		}
+		for name, e := range c.Tenants {
+			if differs {
+				if _, differs := cd.Tenants[name]; differs {
+					continue
+				}
+			}
+			used[e.Number] = true
+		}
+	}
+	for _, cd := range d.Clusters {
+		if cd == nil {
+			continue
+		}
+		for _, e := range cd.Tenants {
+			if e != nil {
+				used[e.Number] = true
+			}
+		}
+	}
+	delete(used, 0)
+	return used
+}
+
+// put adds an entry of a tenant that m has.
+func (d *delta) put(m Memory, r Ref, e Entry) {
+	if d.Clusters[r.Cluster] == nil {
+		c := m.Clusters[r.Cluster]
+		d.Clusters[r.Cluster] = &clusterDelta{Generation: c.Generation, Network: c.Network, Tenants: make(map[string]*Entry)}
+	}
+	d.Clusters[r.Cluster].Tenants[r.Name] = &e
+}
+
 // size is how many records a delta holds.
 func (d *delta) size() int {
 	n := len(d.Departing)
@@ -113,10 +176,10 @@ func patch[V any](to map[string]V, with map[string]*V) map[string]V {
 	return to
 }
 
-// tenants returns the tenants that differ, and whether nodes, networks or
-// clusters do.
-func (d *delta) tenants() (changed map[string]bool, others bool) {
-	changed = make(map[string]bool)
+// tenants returns the tenants that differ, by TenantID, nil for those that are
+// gone, and whether nodes, networks or clusters differ.
+func (d *delta) tenants() (changed map[string]*plan.Numbered, others bool) {
+	changed = make(map[string]*plan.Numbered)
 	if d == nil {
 		return changed, false
 	}
@@ -125,11 +188,20 @@ func (d *delta) tenants() (changed map[string]bool, others bool) {
 			return changed, true
 		}
 		others = others || c.network || len(c.Nodes) > 0
-		for name := range c.Tenants {
-			changed[Ref{cluster, name}.String()] = true
+		for name, e := range c.Tenants {
+			if e == nil {
+				changed[Ref{cluster, name}.String()] = nil
+			} else {
+				n := e.numbered()
+				changed[Ref{cluster, name}.String()] = &n
+			}
 		}
 	}
 	return changed, others
+}
+
+func (e Entry) numbered() plan.Numbered {
+	return plan.Numbered{Number: e.Number, Held: e.Held, Tenant: e.Record}
 }
 
 func (e Entry) equal(o Entry) bool {

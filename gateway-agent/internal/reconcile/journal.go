@@ -96,7 +96,7 @@ func (s *Store) append(d *delta) error {
 		// What is in it belongs to an older disk copy.
 		path := filepath.Join(s.dir, journalName)
 		if s.journal, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
-			return fmt.Errorf("write the journal of the disk copy: %w", err)
+			return err
 		}
 	}
 	_, err = s.journal.Write(line)
@@ -104,10 +104,9 @@ func (s *Store) append(d *delta) error {
 		err = s.syncDir()
 	}
 	if err != nil {
-		return fmt.Errorf("write the journal of the disk copy: %w", errors.Join(err, s.endJournal()))
+		return err
 	}
 	s.sum, s.journaled = checksum, s.journaled+len(line)
-	d.apply(&s.held)
 	return nil
 }
 

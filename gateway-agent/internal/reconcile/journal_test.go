@@ -25,12 +25,13 @@ func TestJournal(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	dir := t.TempDir()
 	s, m := open(t, dir), remember(1, many(5), node("n1", 0))
-	saved := []Memory{m.clone()}
+	held, saved := Memory{}, []Memory{m.clone()}
 	sizes := []int{0}
 	for round := range 40 {
-		if _, err := s.Save(m); err != nil {
+		if _, err := s.Save(held, compare(held, m)); err != nil {
 			t.Fatal(err)
 		}
+		held = m.clone()
 		if round > 0 {
 			saved, sizes = append(saved, m.clone()), append(sizes, len(journalOf(t, dir)))
 		}
@@ -77,19 +78,20 @@ func TestJournal(t *testing.T) {
 // an older journal says nothing any more.
 func TestJournalEnds(t *testing.T) {
 	dir := t.TempDir()
-	s, m := open(t, dir), remember(1, many(5))
+	s, held, m := open(t, dir), Memory{}, remember(1, many(5))
 	save := func() {
 		t.Helper()
-		if wrote, err := s.Save(m); err != nil || !wrote {
+		if wrote, err := s.Save(held, compare(held, m)); err != nil || !wrote {
 			t.Fatalf("wrote %t, %v", wrote, err)
 		}
+		held = m
 		m = m.clone()
 		delete(m.Clusters["c1"].Tenants, sortedKeys(m.Clusters["c1"].Tenants)[0])
 	}
 	save()
 	save()
 	old := journalOf(t, dir)
-	if err := s.rewrite(s.held); err != nil {
+	if err := s.rewrite(held); err != nil {
 		t.Fatal(err)
 	}
 	write(t, dir, stateOf(t, dir), old)

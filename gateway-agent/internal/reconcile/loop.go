@@ -82,6 +82,9 @@ func Kinds() []string { return []string{FailedRead, FailedHost, FailedTenant, Fa
 type Loop struct {
 	Options
 	memory   Memory         // equals the disk copy
+	altered  bool           // memory is not that of snapshot any more
+	seen     seen           // what memory was merged from
+	index    plan.Index     // of memory's tenants, as the last pass planned them
 	onDisk   bool           // memory was read from, or written to, the disk
 	damaged  []plan.Problem // of the disk copy, until the bus has told otherwise
 	onLink   []netip.Prefix // of the internal NIC, when last seen
@@ -181,7 +184,8 @@ func (l *Loop) restore(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.memory, l.onDisk, l.damaged = loaded.Memory, loaded.Found, loaded.Problems
+	l.onDisk, l.damaged = loaded.Found, loaded.Problems
+	l.begin(loaded.Memory)
 	if loaded.Corrupt != nil {
 		l.Log.Error("THE DISK COPY IS CORRUPT; what the kernel holds is adopted, and nothing is torn down until the bus confirms it",
 			"err", loaded.Corrupt, "kept", loaded.Aside)
@@ -196,7 +200,15 @@ func (l *Loop) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("observe the kernel: %w", err)
 	}
-	l.memory = Adopt(sight.State, sight.Host, l.Group)
+	l.begin(Adopt(sight.State, sight.Host, l.Group))
 	l.Log.Info("no disk copy", "adopted", len(l.memory.Refs()))
 	return nil
+}
+
+// begin makes m the memory.
+func (l *Loop) begin(m Memory) {
+	l.memory, l.altered, l.index = m, true, plan.Index{}
+	for _, t := range tenantsOf(m) {
+		l.index.Set(plan.TenantID(t.Cluster, t.Name), &t)
+	}
 }

@@ -68,8 +68,15 @@ func compareRefs(a, b Ref) int {
 	return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Name, b.Name))
 }
 
-// View is what the bus shows of one cluster at a moment.
+// View is what the bus shows of one cluster at a moment. What it holds is not to
+// be kept: the next call of Options.Views may change it.
 type View struct {
+	// Serial names this view of the cluster among all that the process has seen,
+	// and Before the one from which it differs in nothing but Ready and the
+	// tenants of Changed. 0: not known.
+	Serial, Before uint64
+	Changed        []string
+
 	// Confirmed says that the records are complete: they match the Ready record
 	// of this incarnation of the bucket. All else is only valid if it is set.
 	Confirmed  bool

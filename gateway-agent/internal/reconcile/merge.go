@@ -104,18 +104,13 @@ func (m *Merged) mergeCluster(cluster string, before Cluster, v View, group stri
 		after.Tenants = map[string]Entry{}
 	}
 	for name, t := range v.Tenants {
-		r, old := Ref{cluster, name}, before.Tenants[name]
-		switch {
-		case t.Released:
-			m.remove(after, r, ReasonReleased)
-		case t.Group != group:
-			m.remove(after, r, ReasonMoved)
-		default:
-			if old.Record.UID != t.UID && !old.Adopted {
-				m.remove(after, r, ReasonReplaced) // another one of the same name
-			}
-			same := old.Record.UID == t.UID && old.Record.Generation == t.Generation
-			after.Tenants[name] = Entry{Number: old.Number, Told: old.Told && same, Record: t}
+		old := before.Tenants[name]
+		serve, gone := judge(old, t, group)
+		if gone != "" {
+			m.remove(after, Ref{cluster, name}, gone)
+		}
+		if serve {
+			after.Tenants[name] = old.follow(t)
 		}
 	}
 	for key, err := range v.Bad {
@@ -127,6 +122,26 @@ func (m *Merged) mergeCluster(cluster string, before Cluster, v View, group stri
 		after.Network = before.Network // the guards never shrink under a tenant
 	}
 	m.Memory.Clusters[cluster] = after
+}
+
+// judge decides on a record t in place of old, which is empty if there is none:
+// whether it is served, and for which reason old is removed, "" if it is not.
+func judge(old Entry, t tenant.Tenant, group string) (serve bool, gone string) {
+	switch {
+	case t.Released:
+		return false, ReasonReleased
+	case t.Group != group:
+		return false, ReasonMoved
+	case old.Record.UID != t.UID && !old.Adopted:
+		return true, ReasonReplaced // another one of the same name
+	}
+	return true, ""
+}
+
+// follow returns the entry of t in place of e.
+func (e Entry) follow(t tenant.Tenant) Entry {
+	same := e.Record.UID == t.UID && e.Record.Generation == t.Generation
+	return Entry{Number: e.Number, Told: e.Told && same, Record: t}
 }
 
 // keepBad reports a record that could not be decoded. Its predecessor stands
@@ -236,17 +251,23 @@ func (m *Merged) remove(c Cluster, r Ref, reason string) {
 		return
 	}
 	delete(c.Tenants, r.Name)
-	m.Memory.Departing = append(m.Memory.Departing, Removal{
-		Ref: r, UID: e.Record.UID, Generation: e.Record.Generation, EgressIPs: e.Record.EgressIPs, Reason: reason,
-	})
+	m.Memory.Departing = append(m.Memory.Departing, e.removal(r, reason))
 	m.Held = slices.DeleteFunc(m.Held, func(h Ref) bool { return h == r })
+}
+
+func (e Entry) removal(r Ref, reason string) Removal {
+	return Removal{Ref: r, UID: e.Record.UID, Generation: e.Record.Generation, EgressIPs: e.Record.EgressIPs, Reason: reason}
 }
 
 func (m *Merged) refuse(p plan.Problem) { m.Refused = append(m.Refused, p) }
 
+func sortRemovals(list []Removal) {
+	slices.SortStableFunc(list, func(a, b Removal) int { return compareRefs(a.Ref, b.Ref) })
+}
+
 func (m *Merged) sort() {
 	slices.SortFunc(m.Held, compareRefs)
-	slices.SortStableFunc(m.Memory.Departing, func(a, b Removal) int { return compareRefs(a.Ref, b.Ref) })
+	sortRemovals(m.Memory.Departing)
 	slices.SortFunc(m.Refused, func(a, b plan.Problem) int {
 		return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.Node, b.Node))
 	})

@@ -111,7 +111,7 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 	res.host = sight.Host
 	l.rememberOnLink(&res)
 	changes := l.merge(views, sight.State, confirmed, &res)
-	in := InputOf(l.memory, res.host)
+	in := baseOf(l.memory, res.host)
 	if l.Spills != nil {
 		in.Spills = l.Spills()
 	}
@@ -119,7 +119,7 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 	conflicts, ask := l.unclaimed(w.want, sight.State, res.host)
 	if len(conflicts) > 0 {
 		in.Conflicts = conflicts
-		w = wholeOf(in, sight.State)
+		w = l.whole(in, sight.State)
 		_, ask = l.unclaimed(w.want, sight.State, res.host)
 		res.waiting = true // the address may become free
 	}
@@ -133,20 +133,47 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 
 // merge takes over what the bus shows, on disk first, and returns what differs.
 func (l *Loop) merge(views map[string]View, have plan.State, confirmed map[Ref]string, res *result) *delta {
+	if changes, known := l.mergeKnown(views, confirmed, have); known {
+		if !l.save(changes, false, res) {
+			return nil
+		}
+		l.seen = seenNow(views)
+		return changes
+	}
 	merged := Merge(l.memory, views, l.Group, confirmed)
-	assignNumbers(merged.Memory, have)
+	merged.number(have)
+	changes := compare(l.memory, merged.Memory)
 	res.problems = append(res.problems, merged.Refused...)
 	for _, v := range views {
 		if v.Confirmed {
 			l.damaged = nil // the bus knows what the disk had lost
 		}
 	}
-	changes := compare(l.memory, merged.Memory)
-	if !l.save(merged, confirmed != nil, res) {
+	if l.seen = nil; !l.save(changes, confirmed != nil, res) {
 		return nil
+	}
+	if merged.final() {
+		l.seen = seenNow(views)
 	}
 	l.tellHeld(merged.Held)
 	return changes
+}
+
+// mergeKnown returns what is new if that concerns some tenants only, without a
+// look at the others.
+func (l *Loop) mergeKnown(views map[string]View, confirmed map[Ref]string, have plan.State) (changes *delta, known bool) {
+	cluster, ok := l.seen.news(views)
+	if !ok || confirmed != nil {
+		return nil, false
+	}
+	if cluster == "" {
+		return nil, true
+	}
+	changes, ok = mergeChange(l.memory, cluster, views[cluster], l.Group)
+	if ok {
+		changes.assignNumbers(l.memory, have)
+	}
+	return changes, ok
 }
 
 // carryOut does the work, and keeps what came of it.
@@ -184,14 +211,14 @@ func (l *Loop) rememberOnLink(res *result) {
 	l.onLink = res.host.OnLink
 }
 
-// save makes the merged memory the one in force, on disk first: a number or a
+// save makes changes of the memory those in force, on disk first: a number or a
 // generation that the kernel has seen must never be lost. If the disk does not
-// take it, the pass goes on with what the disk has; the running tenants are
+// take them, the pass goes on with what the disk has; the running tenants are
 // still repaired.
-func (l *Loop) save(merged Merged, confirmed bool, res *result) bool {
-	known := l.onDisk || len(merged.Memory.Clusters) > 0
+func (l *Loop) save(changes *delta, confirmed bool, res *result) bool {
+	known := l.onDisk || len(l.memory.Clusters) > 0 || changes != nil && len(changes.Clusters) > 0
 	if known {
-		if _, err := l.Store.Save(merged.Memory); err != nil {
+		if _, err := l.Store.Save(l.memory, changes); err != nil {
 			l.Log.Error("the disk copy could not be written; changes wait until it can", "err", err)
 			res.problems = append(res.problems, plan.Problem{Reason: ReasonNotSaved,
 				Message: err.Error() + "; changes are not programmed until the state directory is writable again"})
@@ -199,7 +226,8 @@ func (l *Loop) save(merged Merged, confirmed bool, res *result) bool {
 			return false
 		}
 	}
-	l.memory, l.onDisk = merged.Memory, known
+	l.take(changes)
+	l.onDisk = known
 	if confirmed {
 		if err := l.Store.DropConfirmed(); err != nil {
 			l.Log.Error("the operator's confirmation stays; it is harmless", "err", err)
@@ -208,41 +236,37 @@ func (l *Loop) save(merged Merged, confirmed bool, res *result) bool {
 	return true
 }
 
-// assignNumbers gives each tenant of m that has none its number.
-func assignNumbers(m Memory, have plan.State) {
-	var ids []string
-	used := map[int]bool{}
-	refs := map[string]Ref{}
-	for cluster, c := range m.Clusters {
-		for name, e := range c.Tenants {
-			if e.Number != 0 {
-				used[e.Number] = true
-				continue
-			}
-			r := Ref{cluster, name}
-			ids, refs[r.String()] = append(ids, r.String()), r
-		}
-	}
-	if len(ids) == 0 {
+// take changes the memory, and what was made from it.
+func (l *Loop) take(changes *delta) {
+	if changes == nil {
 		return
 	}
-	for id, n := range plan.AssignNumbers(used, have.Numbers(), ids) {
-		r := refs[id]
-		e := m.Clusters[r.Cluster].Tenants[r.Name]
-		e.Number = n
-		m.Clusters[r.Cluster].Tenants[r.Name] = e
-	}
+	l.altered = true
+	changes.apply(&l.memory)
 }
 
 // InputOf is the plan's input for memory m.
 func InputOf(m Memory, host plan.Host) plan.Input {
+	in := baseOf(m, host)
+	in.Tenants = tenantsOf(m)
+	return in
+}
+
+func tenantsOf(m Memory) (out []plan.Numbered) {
+	for _, c := range m.Clusters {
+		out = slices.Grow(out, len(c.Tenants))
+		for _, e := range c.Tenants {
+			out = append(out, e.numbered())
+		}
+	}
+	return out
+}
+
+// baseOf is InputOf without the tenants.
+func baseOf(m Memory, host plan.Host) plan.Input {
 	in := plan.Input{Host: host}
 	for _, name := range sortedKeys(m.Clusters) {
 		c := m.Clusters[name]
-		in.Tenants = slices.Grow(in.Tenants, len(c.Tenants))
-		for _, e := range c.Tenants {
-			in.Tenants = append(in.Tenants, plan.Numbered{Number: e.Number, Held: e.Held, Tenant: e.Record})
-		}
 		for _, node := range sortedKeys(c.Nodes) {
 			in.Nodes = append(in.Nodes, c.Nodes[node])
 		}

@@ -54,8 +54,11 @@ func (l *Loop) publish(res result, p Pass) {
 		addresses = l.Snapshot().Addresses
 	}
 	snap := &Snapshot{
-		Pass: p, Known: l.onDisk, Memory: l.memory.clone(), Statuses: statuses,
+		Pass: p, Known: l.onDisk, Memory: l.Snapshot().Memory, Statuses: statuses,
 		Problems: problems, Addresses: addresses,
+	}
+	if l.altered {
+		snap.Memory, l.altered = l.memory.clone(), false
 	}
 	l.snapshot.Store(snap)
 }

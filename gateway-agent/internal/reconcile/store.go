@@ -29,8 +29,7 @@ var ErrRunning = errors.New("a gateway-agent is running on this state directory"
 // Store is the disk copy of a Memory, in a directory that belongs to one
 // gateway-agent. It is not safe for concurrent use.
 type Store struct {
-	dir  string
-	held Memory // what the disk holds, to write only what differs
+	dir string
 	// sum is the checksum that the next line of the journal goes on from; empty
 	// if the disk copy has to be written anew first.
 	sum       string
@@ -117,7 +116,7 @@ func (s *Store) Load() (Loaded, error) {
 	if err != nil {
 		return Loaded{Memory: empty, Corrupt: err}, nil
 	}
-	s.held, s.sum = m.clone(), checksum
+	s.sum = checksum
 	if len(problems) > 0 {
 		s.sum = ""
 	}
@@ -138,35 +137,42 @@ func (s *Store) SetAside(now time.Time) (Loaded, error) {
 	return l, nil
 }
 
-// Save makes m what the disk holds, durably, if it differs. It reports whether
-// it wrote.
-func (s *Store) Save(m Memory) (bool, error) {
-	d := compare(s.held, m)
+// Save makes the disk hold, durably, what d makes of m, which stays as it is; a
+// nil d makes nothing of it. Unless the last Save failed, m is what the disk
+// holds. It reports whether it wrote.
+func (s *Store) Save(m Memory, d *delta) (bool, error) {
 	switch {
 	case d == nil && s.sum != "":
 		return false, nil
-	case s.sum == "" || d.size() > maxDelta || s.journaled > maxJournal || !s.inPlace():
-		return true, s.rewrite(m)
+	case s.sum != "" && d.size() <= maxDelta && s.journaled <= maxJournal && s.inPlace():
+		err := s.append(d)
+		if err != nil {
+			err = fmt.Errorf("write the journal of the disk copy: %w", errors.Join(err, s.endJournal()))
+		}
+		return true, err
+	case d != nil:
+		m = m.clone()
+		d.apply(&m)
 	}
-	return true, s.append(d)
+	return true, s.rewrite(m)
 }
 
 func (s *Store) rewrite(m Memory) error {
+	ended := s.endJournal()
 	b, checksum, err := encodeState(m)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(s.endJournal(), s.replace(stateName, b)); err != nil {
+	if err := errors.Join(ended, s.replace(stateName, b)); err != nil {
 		return fmt.Errorf("write the disk copy: %w", err)
 	}
-	s.held, s.sum = m.clone(), checksum
+	s.sum = checksum
 	return nil
 }
 
 // Remove deletes the disk copy and a pending confirmation.
 func (s *Store) Remove() error {
 	errs := []error{s.endJournal()}
-	s.held = Memory{}
 	for _, name := range []string{stateName, journalName, confirmName} {
 		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)

@@ -25,11 +25,11 @@ func TestStoreRoundTrip(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir)
 	want := remember(42, many(3), node("n1", 0), node("n2.example", 1))
-	wrote, err := s.Save(want)
+	wrote, err := s.Save(want, nil)
 	if err != nil || !wrote {
 		t.Fatalf("first save: wrote %v, %v", wrote, err)
 	}
-	if wrote, err = s.Save(want.clone()); err != nil || wrote {
+	if wrote, err = s.Save(want, nil); err != nil || wrote {
 		t.Errorf("same again: wrote %v, %v; want no write", wrote, err)
 	}
 	again := open(t, dir)
@@ -40,7 +40,7 @@ func TestStoreRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(want, l.Memory, sameValues); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
-	if wrote, err = again.Save(l.Memory); err != nil || wrote {
+	if wrote, err = again.Save(l.Memory, nil); err != nil || wrote {
 		t.Errorf("after a restart: wrote %v, %v; want no write", wrote, err)
 	}
 }
@@ -79,7 +79,7 @@ func TestStoreSetsACorruptCopyAside(t *testing.T) {
 			if err != nil || !bytes.Equal(kept, content) {
 				t.Errorf("aside: %v", err)
 			}
-			if wrote, err := s.Save(l.Memory); err != nil || !wrote {
+			if wrote, err := s.Save(l.Memory, nil); err != nil || !wrote {
 				t.Errorf("save after that: %v, %v", wrote, err)
 			}
 		})

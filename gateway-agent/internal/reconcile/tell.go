@@ -45,6 +45,7 @@ type (
 // is programmed and was never told: a crash may have come in between.
 func (l *Loop) tellPrograms(now map[Ref]tenant.Status, touched map[string]bool) {
 	var events []Event
+	told := delta{Clusters: map[string]*clusterDelta{}, Departing: l.memory.Departing}
 	for _, r := range l.memory.Refs() {
 		e, _ := l.memory.Entry(r)
 		st, before := now[r], l.statuses[r]
@@ -65,11 +66,11 @@ func (l *Loop) tellPrograms(now map[Ref]tenant.Status, touched map[string]bool) 
 			Data: programmedData{l.Gateway, st.UID, st.Generation, e.Record.Namespaces, e.Record.GatewayIPs, e.Record.EgressIPs},
 		})
 		e.Told = true
-		l.memory.Clusters[r.Cluster].Tenants[r.Name] = e
+		told.put(l.memory, r, e)
 	}
 	if len(events) > 0 {
 		l.tell(events...)
-		l.saveAgain()
+		l.saveAgain(&told)
 	}
 }
 
@@ -93,16 +94,16 @@ func (l *Loop) tellRemovals(failures map[string]Failure) {
 		return
 	}
 	l.tell(events...)
-	l.memory.Departing = still
-	l.saveAgain()
+	l.saveAgain(&delta{Departing: still})
 }
 
 // saveAgain keeps what has been told. If the disk does not take it, it is told
 // once more after a restart.
-func (l *Loop) saveAgain() {
-	if _, err := l.Store.Save(l.memory); err != nil {
+func (l *Loop) saveAgain(told *delta) {
+	if _, err := l.Store.Save(l.memory, told); err != nil {
 		l.Log.Warn("the disk copy could not be written; the next pass tries again", "err", err)
 	}
+	l.take(told)
 }
 
 // tellHeld raises the alarm of a mass removal.

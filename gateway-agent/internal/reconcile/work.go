@@ -20,7 +20,7 @@ const (
 type planned struct {
 	// done says that all of it is in the kernel: nothing failed, nothing waits.
 	done     bool
-	in       plan.Input
+	in       plan.Input // without tenants
 	problems []plan.Problem
 	addrs    map[plan.Addr]string // wanted, with their tenants
 }
@@ -28,7 +28,7 @@ type planned struct {
 // work is what a pass has to do.
 type work struct {
 	kind  string
-	in    plan.Input
+	in    plan.Input // without tenants
 	steps []plan.Step
 	// want and have are the states that were compared.
 	want, have plan.State
@@ -52,15 +52,16 @@ func (l *Loop) sawAfresh() { l.looked, l.unverified, l.due = l.Clock(), time.Tim
 func (l *Loop) plan(in plan.Input, sight Sight, d *delta, afresh bool) work {
 	before := l.planned
 	changed, others := d.tenants()
+	defer l.reindex(d, changed)
 	if afresh || !sight.Same || !before.done || others || !sameBase(before.in, in) || len(in.Conflicts) > 0 {
-		return wholeOf(in, sight.State)
+		return l.whole(in, sight.State)
 	}
 	if len(changed) == 0 && reflect.DeepEqual(before.in.Spills, in.Spills) {
 		return work{kind: PassNone, in: in, problems: before.problems, addrs: before.addrs}
 	}
-	was, will, ok := plan.Part(before.in, in, changed, before.problems)
+	was, will, ok := l.index.Part(before.in, in, changed, before.problems)
 	if !ok {
-		return wholeOf(in, sight.State)
+		return l.whole(in, sight.State)
 	}
 	return partOf(was, will, in, sight.State, before, changed)
 }
@@ -69,23 +70,41 @@ func (l *Loop) plan(in plan.Input, sight Sight, d *delta, afresh bool) work {
 // belongs to single ones. Nodes and networks were compared before.
 func sameBase(a, b plan.Input) bool { return reflect.DeepEqual(a.Host, b.Host) }
 
-func wholeOf(in plan.Input, have plan.State) work {
+// reindex brings the index to what was planned.
+func (l *Loop) reindex(d *delta, changed map[string]*plan.Numbered) {
+	if d == nil {
+		return
+	}
+	for _, c := range d.Clusters {
+		if c == nil { // it went with its tenants
+			l.begin(l.memory)
+			return
+		}
+	}
+	for id, t := range changed {
+		l.index.Set(id, t)
+	}
+}
+
+func (l *Loop) whole(in plan.Input, have plan.State) work {
+	in.Tenants = tenantsOf(l.memory)
 	want, problems := plan.Desired(in)
+	in.Tenants = nil
 	return work{kind: PassWhole, in: in, steps: plan.Diff(want, have), want: want, have: have, problems: problems, addrs: want.Addrs}
 }
 
-func partOf(was, will, in plan.Input, have plan.State, before planned, changed map[string]bool) work {
+func partOf(was, will, in plan.Input, have plan.State, before planned, changed map[string]*plan.Numbered) work {
 	old, _ := plan.Desired(was)
 	want, problems := plan.Desired(will)
 	part := plan.Restrict(have, old, want)
 	w := work{kind: PassPart, in: in, steps: plan.Diff(want, part), want: want, have: part, addrs: before.addrs}
 	for _, p := range before.problems {
-		if !changed[plan.TenantID(p.Cluster, p.Tenant)] {
+		if _, changes := changed[plan.TenantID(p.Cluster, p.Tenant)]; !changes {
 			w.problems = append(w.problems, p)
 		}
 	}
 	for _, p := range problems {
-		if changed[plan.TenantID(p.Cluster, p.Tenant)] {
+		if _, changes := changed[plan.TenantID(p.Cluster, p.Tenant)]; changes {
 			w.problems = append(w.problems, p)
 		}
 	}

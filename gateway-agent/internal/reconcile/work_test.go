@@ -7,8 +7,12 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
@@ -20,7 +24,7 @@ import (
 func TestPassesOfPartsComeToTheWhole(t *testing.T) {
 	b := newBench(t)
 	b.kernel.host.OnLink = []netip.Prefix{netip.MustParsePrefix("192.168.96.0/20")}
-	r := rand.New(rand.NewPCG(1, 1))
+	r, alone := rand.New(rand.NewPCG(1, 1)), 0
 	all, kinds := map[string]tenant.Tenant{}, map[string]int{}
 	nodes := []tenant.Node{node("n1", 0)}
 	for round := range 250 {
@@ -51,7 +55,19 @@ func TestPassesOfPartsComeToTheWhole(t *testing.T) {
 			b.now = b.now.Add(time.Minute)
 		}
 		b.show(int64(round+1), maps.Clone(all), nodes...)
+		if _, known := b.loop.mergeKnown(b.views, nil, b.kernel.copy()); known {
+			alone++
+		}
+		merged := Merge(b.loop.memory.clone(), b.views, "g1", nil).Memory
 		b.pass()
+		if d := cmp.Diff(merged, b.loop.memory, sameValues, cmpopts.IgnoreFields(Entry{}, "Number", "Told"), cmpopts.IgnoreFields(Memory{}, "Departing")); d != "" {
+			t.Fatalf("round %d: a pass of kind %s does not remember what Merge would (-Merge +pass)\n%s", round, b.loop.Snapshot().Pass.Kind, d)
+		}
+		var anew Loop
+		anew.begin(b.loop.memory)
+		if d := cmp.Diff(anew.index, b.loop.index, cmp.AllowUnexported(plan.Index{}), sameValues, cmpopts.SortSlices(strings.Compare)); d != "" {
+			t.Fatalf("round %d: the index (-memory +index)\n%s", round, d)
+		}
 		kinds[b.loop.Snapshot().Pass.Kind]++
 		want, _ := plan.Desired(InputOf(b.loop.memory, b.kernel.host))
 		if steps := plan.Diff(want, b.kernel.copy()); len(steps) > 0 {
@@ -61,6 +77,9 @@ func TestPassesOfPartsComeToTheWhole(t *testing.T) {
 		if err != nil || compare(loaded.Memory, b.loop.memory) != nil {
 			t.Fatalf("round %d: the disk holds something else: %v", round, err)
 		}
+	}
+	if alone < 50 {
+		t.Errorf("%d changes were merged by themselves", alone)
 	}
 	if kinds[PassPart] < 50 || kinds[PassNone] < 10 || kinds[PassWhole] < 10 {
 		t.Errorf("passes by kind: %v", kinds)
