@@ -53,6 +53,7 @@ type Follower struct {
 	views    map[string]View
 	problems problemSet
 	rejected map[string]uint64
+	serial   uint64 // of the last view
 
 	// The session's own state.
 	epoch    string
@@ -66,11 +67,13 @@ type Follower struct {
 
 // cluster is what the bucket holds of one cluster, confirmed or not.
 type cluster struct {
-	values map[string][]byte // covered by the digest
-	recs   map[string]record
-	ready  *tenant.Ready
-	bad    error // why ready or the heartbeat can not be read
-	dirty  bool  // something changed since it was last judged
+	values  map[string][]byte // covered by the digest
+	keys    []string          // of values, in order; nil before they were first needed
+	recs    map[string]record
+	ready   *tenant.Ready
+	bad     error // why ready or the heartbeat can not be read
+	dirty   bool  // something changed since it was last judged
+	written written
 
 	refused *refusal  // why it was not confirmed
 	since   time.Time // when it was first refused
@@ -226,13 +229,38 @@ func (f *Follower) store(e entry) (ready string) {
 		c.storeReady(key, e)
 		return key.Cluster
 	case e.gone:
+		c.list(e.key, false)
 		delete(c.values, e.key)
 		delete(c.recs, e.key)
+		c.written.add(key, false)
 	default:
+		c.list(e.key, true)
 		c.values[e.key] = e.value
 		c.recs[e.key] = decodeRecord(key, e.value)
+		c.written.add(key, c.recs[e.key].err != nil)
 	}
 	return ""
+}
+
+// list keeps keys in order, once there are any.
+func (c *cluster) list(key string, there bool) {
+	if c.keys == nil {
+		return
+	}
+	switch at, known := slices.BinarySearch(c.keys, key); {
+	case there && !known:
+		c.keys = slices.Insert(c.keys, at, key)
+	case !there && known:
+		c.keys = slices.Delete(c.keys, at, at+1)
+	}
+}
+
+// digest is that of all values.
+func (c *cluster) digest() string {
+	if c.keys == nil {
+		c.keys = slices.Sorted(maps.Keys(c.values))
+	}
+	return tenant.DigestSorted(c.keys, c.values)
 }
 
 func (c *cluster) storeReady(key tenant.Key, e entry) {
@@ -296,9 +324,17 @@ func (f *Follower) judgeCluster(name string, c *cluster) {
 	}
 	c.since, c.counted = time.Time{}, false
 	if known && *c.ready == before.Ready {
+		c.written = written{after: before.Serial}
 		return // read again after a reconnect: nothing new
 	}
-	v := newView(*c.ready, c.recs, func() map[string]record { return before.records(name) }, f.clock())
+	var v View
+	if names, only := c.written.tenants(before); only {
+		v = before.after(*c.ready, names, c.recs)
+	} else {
+		v = newView(*c.ready, c.recs, func() map[string]record { return before.records(name) }, f.clock())
+	}
+	f.serial++
+	v.Serial, c.written = f.serial, written{after: f.serial}
 	v.Heartbeat = f.beats[name].Heartbeat
 	f.views[name] = v
 	f.log.Debug("state confirmed", "cluster", name, "generation", v.Ready.Generation,

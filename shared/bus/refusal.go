@@ -5,8 +5,6 @@ package bus
 import (
 	"fmt"
 	"maps"
-
-	"egress-gateway.io/shared/tenant"
 )
 
 // refusal is why what was read of a cluster can not be trusted.
@@ -45,7 +43,7 @@ func (f *Follower) refusal(c *cluster, before View) *refusal {
 		return no(rejectedOlder, false, "generation went back from %d to %d; refused", before.Ready.Generation, c.ready.Generation)
 	case c.ready.Count != len(c.values):
 		return no(rejectedIncomplete, true, "%d records where generation %d has %d; waiting for the rest", len(c.values), c.ready.Generation, c.ready.Count)
-	case c.ready.Hash != tenant.Digest(c.values):
+	case c.ready.Hash != c.digest():
 		return no(rejectedMismatch, true, "records do not match the hash of generation %d; waiting for the rest", c.ready.Generation)
 	}
 	return nil

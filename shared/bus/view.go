@@ -5,6 +5,7 @@ package bus
 import (
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +25,11 @@ type Problem struct {
 // closes. It is shared between callers: read only.
 type View struct {
 	Ready tenant.Ready
+	// Serial names this view among all of its Follower. Before is that of the
+	// view from which it differs in nothing but Ready, Heartbeat and the tenants
+	// whose names are in Changed; 0 if that is not known.
+	Serial, Before uint64
+	Changed        []string
 	// Tenants are sorted by name; tombstones (Released) are among them.
 	Tenants []tenant.Tenant
 	// Nodes are sorted by name.
@@ -87,6 +93,24 @@ func (v View) records(cluster string) map[string]record {
 		out[tenant.NetworkKey(cluster).String()] = record{network: v.Network}
 	}
 	return out
+}
+
+// after returns the view of ready, where v is the one before it and since then
+// nothing but the tenants of names was written, and these can be read.
+func (v View) after(ready tenant.Ready, names []string, recs map[string]record) View {
+	tenants := slices.Clone(v.Tenants)
+	for _, name := range names {
+		at, known := slices.BinarySearchFunc(tenants, name, func(t tenant.Tenant, name string) int { return strings.Compare(t.Name, name) })
+		switch r, there := recs[tenant.TenantKey(ready.Cluster, name).String()]; {
+		case there && known:
+			tenants[at] = *r.tenant
+		case there:
+			tenants = slices.Insert(tenants, at, *r.tenant)
+		case known:
+			tenants = slices.Delete(tenants, at, at+1)
+		}
+	}
+	return View{Ready: ready, Tenants: tenants, Nodes: v.Nodes, Network: v.Network, Before: v.Serial, Changed: names}
 }
 
 // newView builds a view. A record that can not be read is reported, and

@@ -100,9 +100,14 @@ func DecodeSummary(key string, b []byte) (Summary, error) {
 // and the values of a cluster's tenant, node and network records. Lengths are
 // hashed along, so that no two different sets collide by concatenation.
 func Digest(values map[string][]byte) string {
+	return DigestSorted(slices.Sorted(maps.Keys(values)), values)
+}
+
+// DigestSorted is Digest for a caller who has the keys in order.
+func DigestSorted(keys []string, values map[string][]byte) string {
 	h := sha256.New()
 	var b []byte
-	for _, k := range slices.Sorted(maps.Keys(values)) {
+	for _, k := range keys {
 		v := values[k]
 		b = append(strconv.AppendInt(b[:0], int64(len(k)), 10), ' ')
 		b = append(append(b, k...), ' ')
