@@ -83,7 +83,7 @@ func (n *natsCluster) start(s *clusterServer) {
 	defer log.Close()
 	s.cmd = exec.Command("../../build/bin/nats-server", "--config", s.config)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGKILL} // also if the test panics
 	if err := s.cmd.Start(); err != nil {
 		n.t.Fatalf("%v; `make lab-bin` builds it", err)
 	}

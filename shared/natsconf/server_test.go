@@ -82,6 +82,7 @@ func (n *natsServer) start() {
 	defer log.Close()
 	n.cmd = exec.Command("../../build/bin/nats-server", "--config", n.d.file("nats", confFile))
 	n.cmd.Stdout, n.cmd.Stderr = log, log
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // also if the test panics
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatalf("%v; `make lab-bin` builds it", err)
 	}
