@@ -59,19 +59,51 @@ func startCluster(t testing.TB) *natsCluster {
 			t.Fatal(err)
 		}
 		n.servers = append(n.servers, s)
-		n.start(s)
 	}
 	t.Cleanup(func() {
 		for _, s := range n.servers {
-			n.signal(s, syscall.SIGKILL)
+			if s.cmd != nil {
+				n.signal(s, syscall.SIGKILL)
+			}
 		}
 	})
-	n.settled(3)
-	if done, err := Setup(within(t), n.connect("setup"), len(n.servers)); err != nil || len(done) != 3 {
-		t.Fatalf("setup did %q: %v", done, err)
+	n.setUp()
+	return n
+}
+
+// setUp makes the streams. They take three servers, of which the last one comes
+// while they are being made: as seen when all have just been started.
+func (n *natsCluster) setUp() {
+	n.t.Helper()
+	for _, s := range n.servers {
+		n.start(s)
 	}
 	n.settled(3)
-	return n
+	for _, s := range n.servers {
+		n.signal(s, syscall.SIGTERM)
+	}
+	n.start(n.servers[0])
+	n.start(n.servers[1])
+	n.eventually("a leader of two", func() bool { return n.metaLeader() != nil })
+	conn, ctx := n.connect("setup"), within(n.t)
+	set := make(chan error, 1)
+	go func() {
+		done, err := Setup(ctx, conn, len(n.servers))
+		if err == nil && len(done) != 3 {
+			err = fmt.Errorf("setup did %q", done)
+		}
+		set <- err
+	}()
+	select {
+	case err := <-set:
+		n.t.Fatalf("setup ended with two of three servers: %v", err)
+	case <-time.After(time.Second):
+	}
+	n.start(n.servers[2])
+	if err := <-set; err != nil {
+		n.t.Fatal(err)
+	}
+	n.settled(3)
 }
 
 func (n *natsCluster) start(s *clusterServer) {

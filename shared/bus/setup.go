@@ -28,6 +28,10 @@ const (
 	auditAge        = 90 * 24 * time.Hour
 	auditBytes      = 1 << 30
 	auditDuplicates = 10 * time.Minute
+
+	// noPeers is nats-server's JSClusterNoPeersErrF: there are too few servers for
+	// the copies. Servers that have just started see each other after a while.
+	noPeers jetstream.ErrorCode = 10005
 )
 
 // Setup makes the buckets and the stream that the agents need, and makes those
@@ -86,7 +90,7 @@ func (c *Conn) ensure(ctx context.Context, stream string, set func(context.Conte
 func passing(err error) bool {
 	var api *jetstream.APIError
 	return errors.Is(err, errNoAnswer) || errors.Is(err, ErrNotConnected) ||
-		errors.As(err, &api) && api.Code == http.StatusServiceUnavailable
+		errors.As(err, &api) && (api.Code == http.StatusServiceUnavailable || api.ErrorCode == noPeers)
 }
 
 func (c *Conn) ensureOnce(ctx context.Context, stream string, set func(context.Context) error) (string, error) {
