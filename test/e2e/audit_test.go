@@ -110,6 +110,17 @@ func held(t *testing.T, events []bus.AuditEvent, tenant string, egress netip.Add
 	return at
 }
 
+// auditIsWhole fails the test if the auditor finds that an event is missing or
+// stands twice.
+func (w *world) auditIsWhole() {
+	w.t.Helper()
+	out, err := w.AuditCommand("verify")
+	if err != nil {
+		w.t.Error(err)
+	}
+	w.t.Log(out)
+}
+
 // noGapsNoDoubles checks that each process's events are there without a gap,
 // and that no event is there twice.
 func noGapsNoDoubles(t *testing.T, events []bus.AuditEvent) {

@@ -79,6 +79,7 @@ func TestClusterAgentKilledDuringAllocation(t *testing.T) {
 		}
 	}
 	seen.check()
+	w.auditIsWhole()
 }
 
 // leader returns the name of the cluster-agent that holds the Lease.
@@ -225,6 +226,7 @@ func TestGatewayAgentKilledFiftyTimes(t *testing.T) {
 	w.noLeftovers(append(want, "stays"))
 	w.unharmed("UDP of a tenant that stayed", flow, stays)
 	w.unharmed("TCP of a tenant that stayed", conn, stays)
+	w.auditIsWhole()
 }
 
 // noLeftovers compares the links and the addresses of the gateway with the

@@ -104,15 +104,6 @@ func (w *world) statusTells(part string) {
 	})
 }
 
-// auditIsWhole fails the test if an event is missing or stands twice.
-func (w *world) auditIsWhole() {
-	w.t.Helper()
-	events, err := w.Audit(w.ctx)
-	w.must(err)
-	noGapsNoDoubles(w.t, events)
-	w.t.Logf("%d events, without gap and double", len(events))
-}
-
 // logMemory tells what the agent needs.
 func (w *world) logMemory() {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(w.gatewayAgent().PID), "status"))

@@ -59,6 +59,16 @@ func (l *Lab) GatewayCommand(args ...string) (string, error) {
 	return l.output(PartGateway, l.GatewayEnv(), append([]string{binary}, args...))
 }
 
+// AuditCommand runs `egressctl audit` with these arguments, as the auditor, and
+// returns what it prints.
+func (l *Lab) AuditCommand(verb string, args ...string) (string, error) {
+	binary, err := l.lookPath("egressctl")
+	if err != nil {
+		return "", err
+	}
+	return l.output(PartControl, nil, append([]string{binary, "audit", verb, "--credentials", l.path("installation", "auditor")}, args...))
+}
+
 // ClusterEnv is the environment that StartClusterAgent gives to an agent of
 // this name. Agents of several names have ports and state of their own, as
 // replicas on several nodes have.
