@@ -17,6 +17,9 @@ type damage struct {
 	// healed succeeds once it is as it was. For what belongs to one tenant, which
 	// may leave meanwhile, there is none; the end of the run looks at all.
 	healed string
+	// show prints what has to be again as it was before, word for word; for what
+	// changes with tenants or nodes there is none.
+	show string
 	// mayFail is set where the thing may have gone by itself a moment ago.
 	mayFail bool
 	// interrupts says that flows of all tenants stop until it is healed.
@@ -29,15 +32,20 @@ func (g *gatewayDriver) drawDamage() (damage, error) {
 	return kinds[g.random.IntN(len(kinds))]()
 }
 
+// Listings without counters, and of a table without what its sets hold, which
+// changes with the tenants.
+const (
+	listGuard = "nft --stateless --terse list table inet egw-guard"
+	listChain = "nft --stateless list chain inet egw-guard "
+)
+
 func (g *gatewayDriver) guardTable() (damage, error) {
-	return damage{what: "the nftables guard, whole", command: "nft delete table inet egw-guard",
-		healed: "nft list chain inet egw-guard exit | grep -q comment && nft list chain inet egw-guard input | grep -q comment"}, nil
+	return damage{what: "the nftables guard, whole", command: "nft delete table inet egw-guard", show: listGuard}, nil
 }
 
 func (g *gatewayDriver) guardChain() (damage, error) {
-	chain := []string{"exit", "input"}[g.random.IntN(2)]
-	return damage{what: "a chain of the nftables guard", command: "nft flush chain inet egw-guard " + chain,
-		healed: "nft list chain inet egw-guard " + chain + " | grep -q comment"}, nil
+	chain := []string{"exit", "exit-out", "denied", "input"}[g.random.IntN(4)]
+	return damage{what: "a chain of the nftables guard", command: "nft flush chain inet egw-guard " + chain, show: listChain + chain}, nil
 }
 
 var savedRule = regexp.MustCompile(`^-A (\S+) (.*)$`)
@@ -64,11 +72,39 @@ func (g *gatewayDriver) rules(tool string) ([][2]string, error) {
 	return list, nil
 }
 
-// guardMap empties a map that answers ahead of the trees: these go on alone.
+// guardMap empties a map that answers ahead of the trees: these go on alone. It
+// is healed once it knows the tenants that stay all the time.
 func (g *gatewayDriver) guardMap() (damage, error) {
-	name := []string{"links", "translate"}[g.random.IntN(2)] + []string{"4", "6"}[g.random.IntN(2)]
-	return damage{what: "the elements of a map of nftables", command: "nft flush map inet egw-guard " + name,
-		healed: "nft list map inet egw-guard " + name + " | grep -q elements"}, nil
+	kind, family := []string{"links", "translate"}[g.random.IntN(2)], []string{"4", "6"}[g.random.IntN(2)]
+	list := "nft list map inet egw-guard " + kind + family
+	d := damage{what: "the elements of a map of nftables", command: "nft flush map inet egw-guard " + kind + family}
+	links, err := g.RunInGateway("ip", "-d", "-o", "link", "show", "type", "macvlan")
+	if err != nil {
+		return damage{}, err
+	}
+	var want []string
+	for _, m := range g.members[:steadyTenants] {
+		for line := range strings.Lines(links) {
+			if name, ok := linkName(line); ok && kind == "links" && m.has(line) {
+				want = append(want, fmt.Sprintf("%q : ", name))
+			}
+		}
+		if t, ok := g.watcher.tenant(m.name); ok && kind == "translate" {
+			for _, a := range t.Addresses() {
+				if a.Is6() == (family == "6") {
+					want = append(want, fmt.Sprintf(" : %s[ ,]", a))
+				}
+			}
+		}
+	}
+	if len(want) < steadyTenants {
+		return damage{}, fmt.Errorf("%d elements of map %s%s are expected, of %d tenants", len(want), kind, family, steadyTenants)
+	}
+	for i, e := range want {
+		want[i] = "echo \"$map\" | grep -q '" + e + "'"
+	}
+	d.healed = "map=$(" + list + ") && " + strings.Join(want, " && ")
+	return d, nil
 }
 
 // chain empties one of the agent's iptables chains.
@@ -90,9 +126,24 @@ func (g *gatewayDriver) chain() (damage, error) {
 		return damage{}, nil
 	}
 	table, name, _ := strings.Cut(chains[g.random.IntN(len(chains))], " ")
-	return damage{what: "the rules of a chain of table " + table, mayFail: true, command: fmt.Sprintf("%s -w -t %s -F %s", tool, table, name),
-		// Its last tenant may have left, and the chain with it.
-		healed: fmt.Sprintf("%s -w -t %s -S %s | grep -q -e -A || ! %s -w -t %s -S %s", tool, table, name, tool, table, name)}, nil
+	list := fmt.Sprintf("%s -w -t %s -S %s", tool, table, name)
+	d := damage{what: "the rules of a chain of table " + table, mayFail: true, command: fmt.Sprintf("%s -w -t %s -F %s", tool, table, name)}
+	if sameForAll(name) {
+		d.show = list
+	} else { // its last tenant may have left, and the chain with it
+		d.healed = list + " | grep -q -e -A || ! " + list
+	}
+	return d, nil
+}
+
+// sameForAll tells the chains that hold the same whatever tenants and nodes there
+// are: all but the branches of the trees, and the list of nodes.
+func sameForAll(chain string) bool {
+	switch chain {
+	case "EGW-MARK", "EGW-SNAT", "EGW-FWD", "EGW-OUT", "EGW-EXT", "EGW-REJECT":
+		return true
+	}
+	return false
 }
 
 // hook deletes a jump from a chain of the kernel's to one of the agent's.
@@ -133,8 +184,11 @@ func (g *gatewayDriver) tenantLink() (string, error) {
 }
 
 func (g *gatewayDriver) mentionsSteady(line string) bool {
-	return slices.ContainsFunc(g.members[:steadyTenants], func(m *member) bool { return strings.Contains(line, "/"+m.name) })
+	return slices.ContainsFunc(g.members[:steadyTenants], func(m *member) bool { return m.has(line) })
 }
+
+// has tells whether a line of "ip link" is about the link of m.
+func (m *member) has(line string) bool { return strings.Contains(line, "/"+m.name) }
 
 func linkName(line string) (string, bool) {
 	_, rest, ok := strings.Cut(line, ": ")

@@ -79,22 +79,20 @@ func (g *gatewayDriver) damage(ctx context.Context) error {
 	}
 	g.count("  " + d.what)
 	g.trace("%s", d.command)
+	before, err := g.listed(d)
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	if out, err := g.RunInGateway("sh", "-c", d.command); err != nil && !d.mayFail {
 		return fmt.Errorf("%s: %w: %s", d.command, err, out)
 	}
 	// The pass that is under way may have looked before; the next one has not.
 	err = g.passes(ctx, 2)
-	if err == nil && d.healed != "" {
+	if err == nil {
 		limited, cancel := context.WithTimeout(ctx, settle)
 		defer cancel()
-		err = scenario.Until(limited, "it to be back", func(context.Context) (bool, error) {
-			out, err := g.RunInGateway("sh", "-c", d.healed)
-			if err != nil {
-				err = fmt.Errorf("%w: %s", err, out)
-			}
-			return err == nil, err
-		})
+		err = scenario.Until(limited, "it to be back", func(context.Context) (bool, error) { return g.healed(d, before) })
 	}
 	if err != nil {
 		g.fault("%s was not healed: %v", d.command, err)
@@ -106,6 +104,36 @@ func (g *gatewayDriver) damage(ctx context.Context) error {
 		g.mu.Unlock()
 	}
 	return nil
+}
+
+// listed is what d shows.
+func (g *gatewayDriver) listed(d damage) (string, error) {
+	if d.show == "" {
+		return "", nil
+	}
+	out, err := g.RunInGateway("sh", "-c", d.show)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w: %s", d.show, err, out)
+	}
+	return out, nil
+}
+
+// healed tells whether all is as it was before d, or why not.
+func (g *gatewayDriver) healed(d damage, before string) (bool, error) {
+	now, err := g.listed(d)
+	if err != nil {
+		return false, err
+	}
+	if now != before {
+		return false, fmt.Errorf("%s shows\n%s\nand showed before\n%s", d.show, now, before)
+	}
+	if d.healed == "" {
+		return true, nil
+	}
+	if out, err := g.RunInGateway("sh", "-c", d.healed); err != nil {
+		return false, fmt.Errorf("%w: %s", err, out)
+	}
+	return true, nil
 }
 
 // passes waits until the agent has completed n more passes.
