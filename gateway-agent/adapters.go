@@ -31,12 +31,13 @@ func (k kernelAdapter) Look(ctx context.Context, afresh bool) (reconcile.Sight, 
 	return reconcile.Sight(s), err
 }
 
-func (k kernelAdapter) Apply(ctx context.Context, steps []plan.Step) []reconcile.Failure {
+func (k kernelAdapter) Apply(ctx context.Context, steps []plan.Step) ([]reconcile.Failure, []plan.Step) {
+	failures, rest := k.Kernel.Apply(ctx, steps)
 	var out []reconcile.Failure
-	for _, f := range k.Kernel.Apply(ctx, steps) {
+	for _, f := range failures {
 		out = append(out, reconcile.Failure(f))
 	}
-	return out
+	return out, rest
 }
 
 type flowsAdapter struct{ *flows.Flows }

@@ -22,11 +22,17 @@ var errUnprotected = errors.New("not tried: the protection that has to stand bef
 // Carrying out a step that was carried out before is no error. Once a step that
 // protects all tenants has failed, no link, no address and no element of the
 // guard is added before the next look.
-func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
+//
+// It stops where somebody else has changed a guard since the last look, and
+// returns the rest of the steps: they were planned for a guard that stands.
+func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) (failures []Failure, rest []plan.Step) {
 	a := applier{k: k, ctx: ctx, failed: make(map[string]bool)}
 	k.hearOthers()
 	defer k.hear() // what the steps have changed
 	for len(steps) > 0 {
+		if k.disturbed(ctx) {
+			return a.failures, steps
+		}
 		kind, n := batch(steps[0]), 1
 		for kind != kindOther && n < len(steps) && batch(steps[n]) == kind {
 			n++
@@ -52,7 +58,7 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) []Failure {
 			a.fail(row[0], a.other(row[0]))
 		}
 	}
-	return a.failures
+	return a.failures, nil
 }
 
 // The kinds of steps that are carried out in rows.
@@ -175,8 +181,13 @@ func (a *applier) row(steps []plan.Step, all func(context.Context, []plan.Step) 
 	}
 	a.k.log.Warn("a batch was refused; its steps are tried one by one", "steps", len(steps), "err", err)
 	for _, s := range steps {
-		if !a.failed[s.Tenant()] {
-			a.fail(s, one(a.ctx, s))
+		if a.failed[s.Tenant()] {
+			continue
+		}
+		if err := one(a.ctx, s); err != nil {
+			a.fail(s, err)
+		} else {
+			a.k.seen.carry(s)
 		}
 	}
 }

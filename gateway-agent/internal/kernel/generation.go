@@ -68,6 +68,7 @@ func (k *Kernel) lookAtRules(ctx context.Context, afresh bool) (same bool, err e
 	after, err := k.rulesGeneration()
 	now.valid = counted == nil && err == nil && after == before
 	now.generation, now.derived = after, known && old.derived
+	k.watched.looked(after, now.valid)
 	k.seen = now
 	if known && !k.hasLegacy() && old.neighbours.Shape != "" {
 		return true, nil
@@ -114,23 +115,32 @@ func (r rulesSeen) equal(o rulesSeen) bool {
 func (k *Kernel) following(steps []plan.Step, transactions int, f func() error) error {
 	before, err := k.rulesGeneration()
 	known := err == nil && k.seen.valid && k.seen.generation == before
+	undisturbed := err == nil && k.watched.generation == before
 	k.seen.valid = false
 	if err := f(); err != nil {
 		return err
 	}
-	after, err := k.rulesGeneration()
-	if !known || err != nil || after != before+uint32(transactions) {
-		return nil
-	}
 	for _, s := range steps {
 		k.seen.carry(s)
 	}
-	k.seen.valid, k.seen.derived, k.seen.generation = true, true, after
+	after, err := k.rulesGeneration()
+	if err != nil || after != before+uint32(transactions) {
+		return nil
+	}
+	if undisturbed {
+		k.watched.generation = after
+	}
+	if known {
+		k.seen.valid, k.seen.derived, k.seen.generation = true, true, after
+	}
 	return nil
 }
 
 // carry changes what is known as the step has changed the kernel.
 func (r *rulesSeen) carry(step plan.Step) {
+	if r.chains == nil {
+		return // nothing was read yet
+	}
 	switch s := step.(type) {
 	case plan.NewChain:
 		r.chains[s.ID] = nil

@@ -55,6 +55,7 @@ type Kernel struct {
 	sysctls map[string]string
 	notices *notices
 	missed  bool // something changed that a step did not make, and no Look has told yet
+	watched watched
 	// unprotected says that a guard or sysctl could not be set since Observe.
 	unprotected bool
 }

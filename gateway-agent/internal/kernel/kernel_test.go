@@ -192,7 +192,10 @@ func TestOneBadTenantDoesNotStopOthers(t *testing.T) {
 		var failures []kernel.Failure
 		for _, run := range plan.Runs(plan.Diff(want, l.observe())) {
 			if run.Executor == plan.Kernel {
-				l.gw.Do(func() { failures = append(failures, l.kernel.Apply(context.Background(), run.Steps)...) })
+				l.gw.Do(func() {
+					failed, _ := l.kernel.Apply(context.Background(), run.Steps)
+					failures = append(failures, failed...)
+				})
 			}
 		}
 		if len(failures) != 1 || failures[0].Step.Tenant() != "demo/ns-blue" {
@@ -206,7 +209,7 @@ func TestOneBadTenantDoesNotStopOthers(t *testing.T) {
 		// A rule that the tool refuses, within a batch that has good ones too.
 		bad := plan.AddRule{Of: "demo/ns-bad", ID: plan.ChainID{Family: 4, Table: "nat", Name: "EGW-S00"}, Rule: "-m nonsense -j SNAT"}
 		good := plan.AddRule{Of: "demo/ns-good", ID: bad.ID, Rule: `-m mark --mark 0x500000/0xfff00000 -m comment --comment "demo/ns-good" -j SNAT --to-source 192.168.55.119`}
-		l.gw.Do(func() { failures = l.kernel.Apply(context.Background(), []plan.Step{bad, good, good}) })
+		l.gw.Do(func() { failures, _ = l.kernel.Apply(context.Background(), []plan.Step{bad, good, good}) })
 		if len(failures) != 1 || failures[0].Step != plan.Step(bad) {
 			t.Errorf("failures: %v", failures)
 		}

@@ -51,9 +51,10 @@ func openTables(program string, proto iptables.Protocol) (*tables, error) {
 // interfaces.
 func (t *tables) legacy() bool { return !strings.Contains(t.version, "nf_tables") }
 
-// observe adds our chains, and the rules elsewhere that jump into them.
-func (t *tables) observe(ctx context.Context, f tenant.Family, s *plan.State) error {
-	out, err := run(ctx, nil, t.save)
+// observe adds our chains, and the rules elsewhere that jump into them. Options
+// are those of iptables-save: "-t filter" for one table.
+func (t *tables) observe(ctx context.Context, f tenant.Family, s *plan.State, options ...string) error {
+	out, err := run(ctx, nil, t.save, options...)
 	if err != nil {
 		return err
 	}

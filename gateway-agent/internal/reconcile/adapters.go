@@ -23,8 +23,9 @@ type Kernel interface {
 	// Apply carries out steps of the executor plan.Kernel in their order. After
 	// a failure of a tenant it leaves out that tenant's further steps; after one
 	// of a guard, a sysctl or a chain it makes no link and no address any more.
-	// Doing a step twice is harmless.
-	Apply(context.Context, []plan.Step) []Failure
+	// Doing a step twice is harmless. Where somebody else has changed a guard
+	// since the last look it stops, and returns the rest of the steps.
+	Apply(context.Context, []plan.Step) (failures []Failure, rest []plan.Step)
 }
 
 // Sight is what a look came to. It holds until the next Look or Apply.

@@ -14,18 +14,21 @@ import (
 // apply carries out the steps, each row by its executor. After a failure of a
 // tenant its later steps are left out, and the others go on. Once something
 // that protects all could not be set up, nothing that lets traffic in is made
-// any more; what goes still goes.
-func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) {
+// any more; what goes still goes. It returns true if it stopped, as somebody else
+// has changed a guard meanwhile: that has to be put back before anything else.
+func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) (disturbed bool) {
 	announced := false
 	failed := map[string]bool{}
 	for id := range res.failures {
 		failed[id] = id != ""
 	}
 	steps = res.allowed(steps, failed)
-	for len(steps) > 0 {
+	for len(steps) > 0 && !disturbed {
 		row := plan.Runs(steps)[0]
 		steps = steps[len(row.Steps):]
-		for _, f := range l.applyRow(ctx, row) {
+		failures, rest := l.applyRow(ctx, row)
+		disturbed = len(rest) > 0
+		for _, f := range failures {
 			id := f.Step.Tenant()
 			l.Log.Error("step failed", "tenant", id, "step", f.Step.String(), "err", f.Err)
 			switch _, known := res.failures[id]; {
@@ -44,12 +47,14 @@ func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) {
 	if announced {
 		l.Sweep()
 	}
+	return disturbed
 }
 
 // applyAsked is apply, while the network is asked whether somebody has one of the
 // addresses of ask: rules and guards do not wait for that. If somebody has, no
-// address is claimed, and it returns true: there is to be another plan.
-func (l *Loop) applyAsked(ctx context.Context, steps []plan.Step, ask []plan.Addr, res *result) (conflict bool) {
+// address is claimed, and it returns true: there is to be another plan, as there
+// is if apply stopped.
+func (l *Loop) applyAsked(ctx context.Context, steps []plan.Step, ask []plan.Addr, res *result) (again bool) {
 	wait := l.probe(ctx, ask)
 	asked := make(map[netip.Addr]bool, len(ask))
 	for _, a := range ask {
@@ -62,12 +67,11 @@ func (l *Loop) applyAsked(ctx context.Context, steps []plan.Step, ask []plan.Add
 	if cut < 0 {
 		cut = len(steps)
 	}
-	l.apply(ctx, steps[:cut], res)
-	if wait() {
+	disturbed := l.apply(ctx, steps[:cut], res)
+	if conflict := wait(); conflict || disturbed {
 		return true
 	}
-	l.apply(ctx, steps[cut:], res)
-	return false
+	return l.apply(ctx, steps[cut:], res)
 }
 
 // allowed returns the steps that may still be tried.
@@ -100,7 +104,7 @@ func letsIn(s plan.Step) bool {
 	return false
 }
 
-func (l *Loop) applyRow(ctx context.Context, row plan.Run) []Failure {
+func (l *Loop) applyRow(ctx context.Context, row plan.Run) (failures []Failure, rest []plan.Step) {
 	switch row.Executor {
 	case plan.Kernel:
 		for _, s := range row.Steps {
@@ -108,11 +112,11 @@ func (l *Loop) applyRow(ctx context.Context, row plan.Run) []Failure {
 		}
 		return l.Kernel.Apply(ctx, row.Steps)
 	case plan.Flows:
-		return l.deleteFlows(ctx, row.Steps)
+		return l.deleteFlows(ctx, row.Steps), nil
 	case plan.Announce:
-		return l.announce(row.Steps)
+		return l.announce(row.Steps), nil
 	default:
-		return []Failure{{row.Steps[0], fmt.Errorf("no executor %q", row.Executor)}}
+		return []Failure{{row.Steps[0], fmt.Errorf("no executor %q", row.Executor)}}, nil
 	}
 }
 

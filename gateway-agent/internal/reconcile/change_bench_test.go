@@ -28,14 +28,14 @@ func (k *quickKernel) Look(context.Context, bool) (Sight, error) {
 	return Sight{Host: k.host, State: k.state, Same: true}, nil
 }
 
-func (k *quickKernel) Apply(_ context.Context, steps []plan.Step) []Failure {
+func (k *quickKernel) Apply(_ context.Context, steps []plan.Step) ([]Failure, []plan.Step) {
 	k.applied = append(k.applied, time.Now())
 	for _, s := range steps {
 		if err := k.apply(s); err != nil {
-			return []Failure{{s, err}}
+			return []Failure{{s, err}}, nil
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // BenchmarkChange prints what one tenant more among many takes from the view on

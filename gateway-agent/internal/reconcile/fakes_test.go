@@ -29,6 +29,10 @@ type fakeKernel struct {
 	failing    string
 	crashAfter int
 	err        error // of Look
+	// handAfter is how many steps are carried out before hand changes the state, as
+	// somebody else might; the steps stop there.
+	handAfter int
+	hand      func(*plan.State)
 	// left is the state as the last look, and the steps since, have left it;
 	// fresh counts the looks that read everything.
 	left  plan.State
@@ -94,11 +98,17 @@ func cloneGuard(g plan.Guard) plan.Guard {
 	return out
 }
 
-func (k *fakeKernel) Apply(_ context.Context, steps []plan.Step) []Failure {
-	var out []Failure
+func (k *fakeKernel) Apply(_ context.Context, steps []plan.Step) (out []Failure, rest []plan.Step) {
 	failed := map[string]bool{}
 	unprotected := false
-	for _, s := range steps {
+	for i, s := range steps {
+		if k.hand != nil && k.handAfter == 0 {
+			hand := k.hand
+			k.hand = nil
+			hand(&k.state)
+			return out, steps[i:]
+		}
+		k.handAfter--
 		if failed[s.Tenant()] {
 			continue
 		}
@@ -113,7 +123,7 @@ func (k *fakeKernel) Apply(_ context.Context, steps []plan.Step) []Failure {
 		}
 	}
 	k.left = k.copy()
-	return out
+	return out, nil
 }
 
 func (k *fakeKernel) apply(s plan.Step) error {

@@ -56,6 +56,55 @@ func TestLoopRemoval(t *testing.T) {
 	b.settled()
 }
 
+// TestGuardIsPutBackDuringPass: somebody empties the exit guard while a tenant is
+// removed and another comes, after any number of steps. The guard comes back
+// before any other step, in the same pass, and all else as if nothing had been.
+func TestGuardIsPutBackDuringPass(t *testing.T) {
+	for at, more := 0, true; more; at++ {
+		b := newBench(t)
+		both := blueAndRed()
+		b.show(1, both, node("n1", 0))
+		b.mustPass()
+		b.show(2, with(both, func(m map[string]tenant.Tenant) {
+			m["red"], m["t07"] = tombstone(both["red"]), numberedRecord(7, 7, 2)
+		}), node("n1", 0))
+		began := len(b.kernel.steps)
+		var rest []string // what is done from then on
+		b.kernel.handAfter, b.kernel.hand = at, func(s *plan.State) { began, s.Guard.Rules = len(b.kernel.steps), s.Guard.Rules[1:] }
+		b.mustPass()
+		if more = b.kernel.hand == nil; !more {
+			break // all was done before
+		}
+		if rest = b.kernel.steps[began:]; len(rest) == 0 || rest[0] != (plan.SetGuard{}).String() {
+			t.Errorf("after %d steps the guard was emptied, and this was done: %q", at, rest)
+		}
+		b.want("removed", []string{"c1/red removed/uid-red/1"}, b.audit.told(EventRemoved))
+		b.want("links", []string{"eg001", "eg003"}, b.kernel.links())
+		b.settled()
+	}
+}
+
+// TestGuardIsFoughtOver: who empties the guard again and again does not keep a
+// pass from ending.
+func TestGuardIsFoughtOver(t *testing.T) {
+	b := newBench(t)
+	b.show(1, blueAndRed(), node("n1", 0))
+	fights := 0
+	var hand func(s *plan.State)
+	hand = func(s *plan.State) {
+		s.Guard.Rules = nil
+		fights++
+		b.kernel.handAfter, b.kernel.hand = 1, hand
+	}
+	b.kernel.handAfter, b.kernel.hand = 1, hand
+	if _, ok := b.pass(); ok || fights != maxRuns {
+		t.Errorf("the guard was emptied %d times", fights)
+	}
+	b.kernel.hand = nil
+	b.mustPass()
+	b.settled()
+}
+
 func TestLoopRebootWithoutNATS(t *testing.T) {
 	b := newBench(t)
 	b.show(1, blueAndRed(), node("n1", 0))

@@ -27,13 +27,17 @@ const (
 	ReasonNoAddress = "InternalNICNoAddress" // nothing is on the link
 )
 
+// maxRuns is how often a pass looks, plans and begins again. What is left then
+// waits for the next pass, as after a failure.
+const maxRuns = 4
+
 // pass brings the kernel to what is wanted now. It reports whether all of it
 // succeeded; what failed is in the snapshot and the log.
 func (l *Loop) pass(ctx context.Context) bool {
 	began := l.Clock()
 	views := l.Views()
 	result, err := l.run(ctx, views)
-	if result.again {
+	for runs := 1; result.again && err == nil && runs < maxRuns; runs++ {
 		first := result
 		result, err = l.run(ctx, views)
 		result.add(first)
@@ -59,7 +63,7 @@ type result struct {
 	steps    int
 	touched  map[string]bool // the tenants that had steps, by TenantID
 	kind     string
-	again    bool // another host has an address; there is to be a plan without it
+	again    bool // it stopped: another host has an address, or a guard was changed
 }
 
 // add takes in what came before r in the same pass.
@@ -124,6 +128,9 @@ func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
 		res.waiting = true // the address may become free
 	}
 	l.carryOut(ctx, w, ask, &res)
+	if res.again {
+		return res, nil
+	}
 	if w.kind != PassNone {
 		l.keepAnnouncing(w.addrs, sight.State, res.failures)
 	}
