@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -35,42 +36,74 @@ type rulesSeen struct {
 	neighbours plan.Neighbours
 }
 
-// lookAtRules brings seen up to date, and tells whether it was. What
-// iptables-legacy writes is not counted, and is read each time.
-func (k *Kernel) lookAtRules(ctx context.Context, afresh bool) (same bool, err error) {
-	before, counted := k.rulesGeneration()
-	old := k.seen
-	known := counted == nil && old.valid && old.generation == before && !(afresh && old.derived)
-	now := old
-	if now.chains == nil || !known || k.hasLegacy() {
+// rulesLook is a look at the rules that is under way: what has to be read, the
+// programs read beside whatever else the caller does.
+type rulesLook struct {
+	known             bool   // the rules, but those of iptables-legacy, are as they were seen
+	before            uint32 // their number
+	counted           error
+	save              map[tenant.Family]*command
+	guard, neighbours listing // without a command where nothing has to be read
+}
+
+// startRules begins a look at the rules. What iptables-legacy writes is not
+// counted, and is read each time; so are all of them afresh, if steps were
+// carried over since, and the neighbours where a NIC may have taken them away.
+func (k *Kernel) startRules(ctx context.Context, afresh, neighbours bool) *rulesLook {
+	l := &rulesLook{save: make(map[tenant.Family]*command)}
+	l.before, l.counted = k.rulesGeneration()
+	l.known = l.counted == nil && k.seen.valid && k.seen.generation == l.before && !(afresh && k.seen.derived)
+	if !l.known {
+		l.guard = k.startListing(ctx, "inet", plan.GuardTable)
+	}
+	for f, t := range k.tables {
+		if !l.known || t.legacy() {
+			l.save[f] = start(ctx, nil, t.save)
+		}
+	}
+	if !l.known || neighbours || k.seen.neighbours.Shape == "" {
+		l.neighbours = k.startListing(ctx, "netdev", plan.NeighbourTable)
+	}
+	return l
+}
+
+// finishRules brings seen up to date, and tells whether it was. It waits for all
+// that was started.
+func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
+	now := k.seen
+	if len(l.save) > 0 {
 		now.chains, now.hooks = make(map[plan.ChainID][]string), make(map[plan.ChainID][]plan.Hook)
-		for f, t := range k.tables {
-			if known && !t.legacy() {
-				carryFamily(&now, old, f)
-				continue
-			}
-			if err := t.observe(ctx, f, &plan.State{Chains: now.chains, Hooks: now.hooks}); err != nil {
-				return false, err
-			}
+	}
+	for f := range k.tables {
+		switch c, read := l.save[f]; {
+		case read:
+			out, failed := c.wait()
+			err = errors.Join(err, failed, parseSave(bytes.NewReader(out), f, &plan.State{Chains: now.chains, Hooks: now.hooks}))
+		case len(l.save) > 0:
+			carryFamily(&now, k.seen, f)
 		}
 	}
-	if !known {
-		if now.guard, err = k.observeGuard(ctx); err != nil {
-			return false, err
-		}
+	if l.guard.command != nil {
+		var failed error
+		now.guard, failed = readGuard(l.guard)
+		err = errors.Join(err, failed)
 	}
-	if !known || now.neighbours.Shape == "" {
-		if now.neighbours, err = k.observeNeighbours(ctx); err != nil {
-			return false, err
-		}
+	if l.neighbours.command != nil {
+		var failed error
+		now.neighbours, failed = readNeighbours(l.neighbours)
+		err = errors.Join(err, failed)
+	}
+	if err != nil {
+		return false, err
 	}
 	// A transaction between the two may or may not be in what was read.
-	after, err := k.rulesGeneration()
-	now.valid = counted == nil && err == nil && after == before
-	now.generation, now.derived = after, known && old.derived
+	after, failed := k.rulesGeneration()
+	now.valid = l.counted == nil && failed == nil && after == l.before
+	now.generation, now.derived = after, l.known && k.seen.derived
 	k.watched.looked(after, now.valid)
+	old := k.seen
 	k.seen = now
-	if known && !k.hasLegacy() && old.neighbours.Shape != "" {
+	if len(l.save) == 0 && l.neighbours.command == nil {
 		return true, nil
 	}
 	return old.chains != nil && now.equal(old), nil

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
@@ -31,13 +32,21 @@ type nftObject struct {
 // listGuard returns the objects of the guard table, none if there is no table.
 // Options are nft's: --terse leaves out what the sets hold.
 func (k *Kernel) listGuard(ctx context.Context, options ...string) ([]nftObject, error) {
-	return k.listNFT(ctx, append(options, "-j", "list", "table", "inet", plan.GuardTable)...)
+	return k.startListing(ctx, append(options, "inet", plan.GuardTable)...).objects()
 }
 
-// listNFT returns the objects that a command of nft prints, none if what it is
-// about does not exist.
-func (k *Kernel) listNFT(ctx context.Context, args ...string) ([]nftObject, error) {
-	out, err := run(ctx, nil, k.nft, args...)
+// listing is nft while it lists a table.
+type listing struct{ *command }
+
+// startListing has a table listed; options come before its family and name.
+func (k *Kernel) startListing(ctx context.Context, table ...string) listing {
+	options, name := table[:len(table)-2], table[len(table)-2:]
+	return listing{start(ctx, nil, k.nft, slices.Concat(options, []string{"-j", "list", "table"}, name)...)}
+}
+
+// objects returns what is in the table, nothing if it does not exist.
+func (l listing) objects() ([]nftObject, error) {
+	out, err := l.wait()
 	if err != nil {
 		if strings.Contains(err.Error(), "No such file or directory") {
 			return nil, nil
@@ -48,13 +57,14 @@ func (k *Kernel) listNFT(ctx context.Context, args ...string) ([]nftObject, erro
 		Nftables []nftObject `json:"nftables"`
 	}
 	if err := json.Unmarshal(out, &list); err != nil {
-		return nil, fmt.Errorf("nft %s: %w", strings.Join(args, " "), err)
+		return nil, fmt.Errorf("%s: %w", strings.Join(l.cmd.Args, " "), err)
 	}
 	return list.Nftables, nil
 }
 
-func (k *Kernel) observeGuard(ctx context.Context) (plan.Guard, error) {
-	objects, err := k.listGuard(ctx)
+// readGuard reads the guard as nft lists it.
+func readGuard(l listing) (plan.Guard, error) {
+	objects, err := l.objects()
 	g := plan.Guard{Sets: make(map[string]plan.GuardSet)}
 	for _, o := range objects {
 		switch {

@@ -3,7 +3,6 @@
 package kernel
 
 import (
-	"context"
 	"encoding/json"
 	"net/netip"
 	"strings"
@@ -11,11 +10,11 @@ import (
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
 
-// observeNeighbours reads the table that leads neighbour requests to links.
+// readNeighbours reads, as nft lists it, the table that leads neighbour requests to links.
 // What is not as plans make it gives a shape that no plan has.
-func (k *Kernel) observeNeighbours(ctx context.Context) (plan.Neighbours, error) {
+func readNeighbours(l listing) (plan.Neighbours, error) {
 	n := plan.Neighbours{MACs: make(map[netip.Addr]string)}
-	objects, err := k.listNFT(ctx, "-j", "list", "table", "netdev", plan.NeighbourTable)
+	objects, err := l.objects()
 	var shapes []string
 	for _, o := range objects {
 		switch {

@@ -35,17 +35,14 @@ type Sight struct {
 // So it costs next to nothing where nothing has changed.
 func (k *Kernel) Look(ctx context.Context, afresh bool) (Sight, error) {
 	k.unprotected = false
-	same, err := k.lookAtLinks(afresh)
-	if err != nil {
-		return Sight{}, err
-	}
+	news := k.hear()
+	anew := afresh || !k.mirror.valid
+	rules := k.startRules(ctx, afresh, anew)
+	same, err := k.lookAtLinks(anew, news)
 	host := k.hostFacts()
-	sysctls, err := k.readSysctls()
-	if err != nil {
-		return Sight{}, err
-	}
-	sameRules, err := k.lookAtRules(ctx, afresh)
-	if err != nil {
+	sysctls, err2 := k.readSysctls()
+	sameRules, err3 := k.finishRules(rules)
+	if err := errors.Join(err, err2, err3); err != nil {
 		return Sight{}, err
 	}
 	same = same && sameRules && !afresh && maps.Equal(sysctls, k.sysctls)
@@ -72,10 +69,10 @@ func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
 	return s, err
 }
 
-// lookAtLinks brings the mirror up to date.
-func (k *Kernel) lookAtLinks(afresh bool) (same bool, err error) {
-	news := k.hear()
-	if afresh || !k.mirror.valid {
+// lookAtLinks brings the mirror up to date: anew, it is read as a whole. news says
+// that it was found to have changed.
+func (k *Kernel) lookAtLinks(anew, news bool) (same bool, err error) {
+	if anew {
 		news = true
 		k.seen.neighbours.Shape = "" // the kernel takes that table away with the NIC, which counts as no change of the rules
 		if err := k.dump(); err != nil {
@@ -169,7 +166,7 @@ func (k *Kernel) hasIPv6() bool {
 
 // Facts returns the host with OnLink, Own, Advertised and IPv6 as the VM shows them now.
 func (k *Kernel) Facts(context.Context) (plan.Host, error) {
-	if _, err := k.lookAtLinks(true); err != nil {
+	if _, err := k.lookAtLinks(true, k.hear()); err != nil {
 		return k.host, err
 	}
 	return k.hostFacts(), nil

@@ -61,7 +61,8 @@ func (t *tables) observe(ctx context.Context, f tenant.Family, s *plan.State, op
 	return parseSave(bytes.NewReader(out), f, s)
 }
 
-// parseSave reads the output of iptables-save.
+// parseSave reads the output of iptables-save: our chains, and the rules
+// elsewhere that jump into them.
 func parseSave(r io.Reader, f tenant.Family, s *plan.State) error {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
@@ -162,15 +163,4 @@ func words(rule string) []string {
 		out[i] = strings.Trim(out[i], `"`)
 	}
 	return out
-}
-
-// run runs a program and returns its output. The error holds what it said.
-func run(ctx context.Context, stdin []byte, program string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, program, args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s %s: %w: %s", program, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
-	}
-	return stdout.Bytes(), nil
 }
