@@ -172,7 +172,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	registry := prometheus.NewRegistry()
 	m.register(registry, scraped{
 		snapshot: a.loop.Snapshot, ports: a.ports.View, counters: k.Counters, tables: k.Tables,
-		older: refused, bus: busFigures{a.conn, a.follower}, audit: a.audit,
+		strays: a.strays.View, older: refused, bus: busFigures{a.conn, a.follower}, audit: a.audit,
 	})
 	a.server, err = daemon.Endpoints{Address: c.Listen, Live: a.live, Ready: a.ready, Registry: registry}.Listen()
 	return a, err

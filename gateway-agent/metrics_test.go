@@ -17,7 +17,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"egress-gateway.io/gateway-agent/internal/kernel"
-	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
 	"egress-gateway.io/shared/bus"
 	"egress-gateway.io/shared/daemon"
@@ -61,13 +60,16 @@ func fullScrape() scraped {
 	return scraped{
 		snapshot: func() *reconcile.Snapshot { return snap }, ports: func() *reconcile.PortsView { return ports },
 		bus: fakeBus{}, audit: fakeSpool{}, older: &older{},
+		strays: func() *reconcile.StrayView {
+			return &reconcile.StrayView{Lines: []reconcile.StrayLine{{Cluster: "c1", Node: "node1", Tenant: blue, Family: tenant.IPv4, Packets: 9}},
+				Refused: map[reconcile.Ref]uint64{blue: 9}}
+		},
 		counters: func(context.Context) (kernel.Counters, error) {
 			return kernel.Counters{
 				Tenants:     map[string]kernel.Traffic{"c1/ns-blue": {FromPods: kernel.Counter{Packets: 5, Bytes: 500}}},
 				Guards:      map[string]kernel.Counter{"pod source IPv4": {Packets: 6}},
 				RefusedOf:   map[string]map[string]uint64{"c1/ns-blue": {"invalid": 4}},
 				NodeSources: map[string]uint64{"c1/ns-blue": 8},
-				Strays:      []plan.Stray{{Pod: netip.MustParseAddr("10.128.0.10"), Packets: 9}},
 				Refused:     map[string]kernel.Counter{"untranslated": {Packets: 7}},
 			}, nil
 		},

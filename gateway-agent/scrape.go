@@ -25,6 +25,7 @@ const scrapeTimeout = 5 * time.Second
 // over the ports, and the kernel, that with a few requests for all tenants.
 type scraped struct {
 	snapshot func() *reconcile.Snapshot
+	strays   func() *reconcile.StrayView
 	ports    func() *reconcile.PortsView
 	counters func(context.Context) (kernel.Counters, error)
 	tables   func() (kernel.Tables, error)
@@ -154,12 +155,17 @@ func (s scraped) collectTraffic(to sink) {
 	for id, n := range counters.NodeSources {
 		to.counter("egress_gateway_tenant_node_ip_sources_total", "Connections of the tenant that came with a node's address, and were translated.", n, "tenant", id)
 	}
+	refused := "Packets of the tenant that were refused, by the guards too: what came by its link, what carried its mark, what came from outside for its addresses, and what its pods sent past its link."
 	for id, reasons := range counters.RefusedOf {
 		for why, n := range reasons {
-			to.counter("egress_gateway_tenant_refused_packets_total", "Packets of the tenant's pods that were refused, by the guards too: what came by its link, and what carried its mark.", n, "tenant", id, "reason", why)
+			to.counter("egress_gateway_tenant_refused_packets_total", refused, n, "tenant", id, "reason", why)
 		}
 	}
-	for _, l := range reconcile.StrayLines(s.snapshot().Memory, counters.Strays) {
+	strays := s.strays()
+	for ref, n := range strays.Refused {
+		to.counter("egress_gateway_tenant_refused_packets_total", refused, n, "tenant", ref.String(), "reason", "past_link")
+	}
+	for _, l := range strays.Lines {
 		to.gauge("egress_gateway_stray_packets", "Packets that a node has sent past the tenant's link, while it does: its neighbour entry is wrong. tenant is empty where it can not be told.",
 			float64(l.Packets), "node", l.Cluster+"/"+l.Node, "tenant", strings.Trim(l.Tenant.String(), "/"), "family", l.Family.String())
 	}

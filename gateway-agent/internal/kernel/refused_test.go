@@ -78,6 +78,20 @@ func TestRefusedByTenant(t *testing.T) {
 		_ = l.node1.Seen("udp", bluePod, "192.168.99.13:7")
 		counts(blueID, plan.RefusedInput, 1)
 
+		// The same, and what comes from outside, at another tenant's egress IP; from
+		// outside also at a gateway IP, and over IPv6. Pings are answered.
+		_ = l.node1.Seen("udp", "10.128.0.11", blue+":7")
+		counts(redID, plan.RefusedInput, 1)
+		counts(blueID, plan.RefusedInput, 1)
+		outside, outside6 := l.ext.Raw("192.168.55.13"), l.ext.Raw("fd00:55::13")
+		outside.UDP(5000, netip.MustParseAddrPort(blue+":9"))
+		outside.UDP(5000, netip.MustParseAddrPort("192.168.99.14:9"))
+		outside6.UDP(5000, netip.MustParseAddrPort("["+blue6+"]:9"))
+		outside6.UDP(5000, netip.MustParseAddrPort("[fd00:99::13]:9"))
+		l.ext.Ping("192.168.55.13", blue)
+		counts(blueID, plan.RefusedOutside, 3)
+		counts(redID, plan.RefusedOutside, 1)
+
 		// All of it is in the sums too, and nothing else of these reasons.
 		c := l.counters()
 		for _, why := range []plan.Reason{plan.RefusedInvalid, plan.RefusedUntranslated, plan.RefusedUnknown} {
@@ -109,6 +123,32 @@ func TestRefusedByTenant(t *testing.T) {
 			t.Errorf("the exit guard dropped %d packets, 2 of tenants: %v", guards, l.counters().Guards)
 		}
 		l.clean(blue, red)
+	})
+}
+
+// TestOutsideIsCountedForWhoHasTheAddress: an address that changes hands brings no
+// count with it.
+func TestOutsideIsCountedForWhoHasTheAddress(t *testing.T) {
+	eachBackend(t, func(t *testing.T, l *lab) {
+		in := l.input()
+		l.serve(in)
+		l.ext.Raw("192.168.55.13").UDP(5000, netip.MustParseAddrPort(blue+":9"))
+		want := func(ofBlue, ofRed uint64) {
+			t.Helper()
+			got := func() [2]uint64 {
+				c := l.counters().RefusedOf
+				return [2]uint64{c["demo/ns-blue"]["from_outside"], c["demo/ns-red"]["from_outside"]}
+			}
+			if !soon(func() bool { return got() == [2]uint64{ofBlue, ofRed} }) {
+				t.Errorf("counted %v, want %d and %d", got(), ofBlue, ofRed)
+			}
+		}
+		want(1, 0)
+		in.Tenants[0].EgressIPs, in.Tenants[1].EgressIPs = in.Tenants[1].EgressIPs, in.Tenants[0].EgressIPs
+		l.serve(in)
+		want(1, 0)
+		l.ext.Raw("192.168.55.13").UDP(5000, netip.MustParseAddrPort(blue+":9"))
+		want(1, 1)
 	})
 }
 

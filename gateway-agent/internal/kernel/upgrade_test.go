@@ -60,10 +60,13 @@ COMMIT
 			l.gw.Run(iptables + " -t nat " + verb + " " + c)
 		}
 	}
-	// The guard of then: without maps, and watching each packet in forward.
-	old := regexp.MustCompile(`(?m)^.*fast-(mark|snat).*\n|^add map .*\n`).ReplaceAllString(strings.Join(plan.NFTLines(plan.SetGuard{Guard: l.desired().Guard}), "\n")+"\n", "")
+	// The guard of then: without maps, with sets of the addresses, and watching each
+	// packet in forward.
+	old := regexp.MustCompile(`(?m)^.*(fast-(mark|snat)|uninvited).*\n|^add map .*\n`).ReplaceAllString(strings.Join(plan.NFTLines(plan.SetGuard{Guard: l.desired().Guard}), "\n")+"\n", "")
 	l.load("nft -f -", old+"add chain inet egw-guard watch { type filter hook forward priority -10; policy accept; }\n"+
-		"add rule inet egw-guard watch ct state new comment \"a new connection #ada32d\"\n")
+		"add rule inet egw-guard watch ct state new comment \"a new connection #ada32d\"\n"+
+		"add set inet egw-guard egress4 { type ipv4_addr; elements = { 192.168.55.113, 192.168.55.114 } }\n"+
+		"add rule inet egw-guard input ip daddr @egress4 counter drop comment \"egress IP IPv4 #7eecea\"\n")
 }
 
 // load feeds a program.

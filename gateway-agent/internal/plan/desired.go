@@ -290,11 +290,11 @@ func (b *builder) refuse(f tenant.Family, gateway netip.Addr, egress []netip.Add
 func (b *builder) serve(f tenant.Family, number int, id string, gateway netip.Addr, egress []netip.Addr) {
 	sets, mark := b.state.Guard.Sets, Mark(b.in.Host.MarkMask, number)
 	b.claims[gateway] = "tenant " + id
-	sets[setName(setGateways, f)][gateway.String()] = id
+	sets[setName(mapGateways, f)][addressElement(gateway, mark)] = id
 	for _, a := range egress {
 		b.claims[a] = "tenant " + id
 		b.state.Addrs[Addr{Dev: b.in.Host.External, IP: a}] = id
-		sets[setName(setEgress, f)][a.String()] = id
+		sets[setName(mapEgress, f)][addressElement(a, mark)] = id
 		sets[setName(setOwners, f)][ownerElement(LinkName(number), mark, a)] = id
 		sets[setName(setStale, f)][staleElement(mark, a)] = id
 	}

@@ -37,7 +37,7 @@ import (
 //	  come, announcements
 //	what is left of that way, of chains and guard
 func Diff(want, have State) []Step {
-	d := differ{want: want, have: have}
+	d := differ{want: want, have: have, early: make(map[string]bool)}
 	d.bindings()
 	d.guardFirst()
 	d.sysctls()

@@ -53,10 +53,29 @@ func (d *differ) guardFirst() {
 			}
 			continue
 		}
+		d.makeRoom(set, missing)
 		for _, e := range missing {
 			if !d.marksNow(set, e) {
 				d.add(AddElement{want.Sets[set][e], set, e})
 			}
+		}
+	}
+}
+
+// makeRoom removes from a map that tells whose an address is the elements whose
+// keys get other values, in the transaction that gives them.
+func (d *differ) makeRoom(set string, missing []string) {
+	if !isMap(set) || marks(set) {
+		return
+	}
+	held := make(map[string]string, len(d.have.Guard.Sets[set]))
+	for e := range d.have.Guard.Sets[set] {
+		held[keyOf(e)] = e
+	}
+	for _, e := range missing {
+		if old, there := held[keyOf(e)]; there {
+			d.early[set+" "+old] = true
+			d.add(DelElement{d.want.Guard.Sets[set][e], set, old})
 		}
 	}
 }

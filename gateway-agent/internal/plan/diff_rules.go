@@ -83,7 +83,6 @@ func (d *differ) prune(tree string, owners map[uint32]string) {
 // disown takes from the guard what lets packets of tenants that go leave, and
 // packets with an address that another tenant is to get.
 func (d *differ) disown() {
-	d.early = make(map[string]bool)
 	owners := d.owners()
 	gone := make(map[string]string) // bindings, as the elements name them, with their tenants
 	for b, id := range d.haveBound {

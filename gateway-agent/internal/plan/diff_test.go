@@ -364,7 +364,7 @@ func TestDiffTouchesOneTenant(t *testing.T) {
 	in := demo()
 	in.Tenants[0].EgressIPs = addrs("192.168.55.120")
 	steps := text(Diff(mustDesired(t, in), w.state))
-	want2 := `nft 'add element inet egw-guard egress4 { 192.168.55.120 }'
+	want2 := `nft 'add element inet egw-guard egress4 { 192.168.55.120 : 0x100000 }'
 nft 'add element inet egw-guard owners4 { "eg001" . 0x100000 . 192.168.55.120 }'
 nft 'add element inet egw-guard stale4 { 0x100000 . 192.168.55.120 }'
 nft 'delete element inet egw-guard translate4 { 0x100000 : 192.168.55.113 }'
@@ -375,7 +375,7 @@ ip address add 192.168.55.120/32 dev enp7s0 label enp7s0:egw
 conntrack -D --reply-dst 192.168.55.113
 ip address delete 192.168.55.113/32 dev enp7s0
 arping -U -I enp7s0 192.168.55.120
-nft 'delete element inet egw-guard egress4 { 192.168.55.113 }'
+nft 'delete element inet egw-guard egress4 { 192.168.55.113 : 0x100000 }'
 nft 'delete element inet egw-guard owners4 { "eg001" . 0x100000 . 192.168.55.113 }'
 nft 'delete element inet egw-guard stale4 { 0x100000 . 192.168.55.113 }'
 `

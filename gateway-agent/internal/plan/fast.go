@@ -11,7 +11,7 @@ import (
 	"egress-gateway.io/shared/tenant"
 )
 
-// The maps of the guard table, for one family each. They hold what the trees of
+// The maps of the guard table, for one family each. The first two hold what the trees of
 // iptables hold for tenants with one address, and answer first: a lookup costs
 // the same for any number of tenants, a walk through both trees 50 comparisons
 // at 4,000. What they do not know, the trees do: tenants with several addresses
@@ -20,6 +20,9 @@ import (
 const (
 	mapLinks     = "links"     // link -> mark
 	mapTranslate = "translate" // mark -> egress IP
+	// Whose an address is, for the input guard.
+	mapEgress   = "egress"   // egress IP -> mark
+	mapGateways = "gateways" // gateway IP -> mark
 )
 
 func mapTypes() map[string]string {
@@ -27,6 +30,8 @@ func mapTypes() map[string]string {
 	for _, f := range tenant.Families() {
 		out[setName(mapLinks, f)] = "type ifname : mark;"
 		out[setName(mapTranslate, f)] = fmt.Sprintf("type mark : ipv%d_addr;", f)
+		out[setName(mapEgress, f)] = fmt.Sprintf("type ipv%d_addr : mark;", f)
+		out[setName(mapGateways, f)] = fmt.Sprintf("type ipv%d_addr : mark;", f)
 	}
 	return out
 }
@@ -37,6 +42,15 @@ func isMap(name string) bool { _, ok := mapTypes()[name]; return ok }
 func linkElement(link string, mark uint32) string { return fmt.Sprintf("%s : %#x", link, mark) }
 
 func translateElement(mark uint32, ip netip.Addr) string { return fmt.Sprintf("%#x : %s", mark, ip) }
+
+// addressElement tells whose an address is.
+func addressElement(ip netip.Addr, mark uint32) string { return fmt.Sprintf("%s : %#x", ip, mark) }
+
+// keyOf is the key of an element of a map.
+func keyOf(element string) string {
+	key, _, _ := strings.Cut(element, " : ")
+	return key
+}
 
 // translates tells the maps that bind marks to addresses, as leaf rules of the
 // tree do.

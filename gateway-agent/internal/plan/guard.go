@@ -26,6 +26,7 @@ const (
 	GuardStrays    = "strays"    // of watch: what came by the internal NIC itself
 	GuardWrong     = "wrong"     // of watch: what the rules of iptables are going to refuse
 	GuardDenied    = "denied"    // what the exit guard drops
+	GuardUninvited = "uninvited" // what the input guard drops, of what is for a tenant's address
 )
 
 // GuardChains declares the chains. The exit guard runs behind source NAT
@@ -46,17 +47,16 @@ func GuardChains() map[string]string {
 		GuardStrays:    "",
 		GuardWrong:     "",
 		GuardDenied:    "",
+		GuardUninvited: "",
 	}
 }
 
 // The sets of the guard, for one family each: names end in 4 or 6.
 const (
-	setPods     = "pods"     // pod networks and node subnets, as intervals
-	setNodes    = "nodes"    // addresses of nodes
-	setGateways = "gateways" // gateway IPs
-	setEgress   = "egress"   // egress IPs
-	setOwners   = "owners"   // link . mark . egress IP
-	setStale    = "stale"    // mark . egress IP
+	setPods   = "pods"   // pod networks and node subnets, as intervals
+	setNodes  = "nodes"  // addresses of nodes
+	setOwners = "owners" // link . mark . egress IP
+	setStale  = "stale"  // mark . egress IP
 )
 
 // GuardSetTypes declares the sets and maps: their nft type and flags, by name.
@@ -67,8 +67,6 @@ func GuardSetTypes() map[string]string {
 		t := fmt.Sprintf("ipv%d_addr", f)
 		out[setName(setPods, f)] = "type " + t + "; flags interval;"
 		out[setName(setNodes, f)] = "type " + t + ";"
-		out[setName(setGateways, f)] = "type " + t + ";"
-		out[setName(setEgress, f)] = "type " + t + ";"
 		out[setName(setOwners, f)] = "type ifname . mark . " + t + ";"
 		out[setName(setStale, f)] = "type mark . " + t + ";"
 	}
@@ -197,14 +195,19 @@ func (g *guardBuilder) inside() {
 	g.podSource(GuardInside)
 }
 
+// input leaves the VM nothing but ICMP at tenants' addresses. Those of the packets
+// that it drops get the mark of the tenant whose address they are for.
 func (g *guardBuilder) input() {
-	const fresh = " meta l4proto != { icmp, ipv6-icmp } ct state != { established, related }"
+	const fresh = "meta l4proto != { icmp, ipv6-icmp } ct state != { established, related }"
 	for _, f := range tenant.Families() {
-		daddr := ipWord(f) + " daddr @"
-		g.add(GuardInput, "egress IP "+f.String(), daddr+setName(setEgress, f)+fresh, "counter drop")
-		g.add(GuardInput, "gateway IP from outside "+f.String(), "iifname "+g.ext+" "+daddr+setName(setGateways, f), "counter drop")
+		whose := " meta mark set " + ipWord(f) + " daddr map @"
+		g.add(GuardInput, "egress IP "+f.String(), fmt.Sprintf("meta nfproto ipv%d ", f)+fresh+whose+setName(mapEgress, f), "counter goto "+GuardUninvited)
+		g.add(GuardInput, "gateway IP from outside "+f.String(), "iifname "+g.ext+whose+setName(mapGateways, f), "counter goto "+GuardUninvited)
 	}
 	// Counting can fail, and ends its rule then.
-	g.add(GuardInput, "tenant link counted", g.link+fresh, refusedBy(RefusedInput))
-	g.add(GuardInput, "tenant link", g.link+fresh, "counter drop")
+	g.add(GuardInput, "tenant link counted", g.link+" "+fresh, refusedBy(RefusedInput))
+	g.add(GuardInput, "tenant link", g.link+" "+fresh, "counter drop")
+	g.add(GuardUninvited, "by a link", g.link, refusedBy(RefusedInput))
+	g.add(GuardUninvited, "from outside", "iifname "+g.ext, "update @"+setRefused+` { "`+fromOutside+`" . `+g.packetMark+" counter }")
+	g.add(GuardUninvited, "not for the VM", "", "drop")
 }

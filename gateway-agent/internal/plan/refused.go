@@ -8,12 +8,14 @@ import (
 	"egress-gateway.io/shared/tenant"
 )
 
-// setRefused counts the refused packets of tenants: link . reason, or pastLink .
-// mark for those that the exit guard dropped although no link tells the tenant.
-// The kernel fills it.
+// setRefused counts the refused packets of tenants: link . reason; pastLink . mark
+// for those that the exit guard dropped although no link tells the tenant;
+// fromOutside . mark for those that came from outside for an address of a
+// tenant's. The kernel fills it.
 const (
-	setRefused = "refused"
-	pastLink   = "past"
+	setRefused  = "refused"
+	pastLink    = "past"
+	fromOutside = "outside"
 )
 
 // SetRefused names that set.
@@ -29,7 +31,7 @@ const (
 	RefusedUnknown                        // the same, and no pod network holds the source
 	RefusedExit                           // by the exit guard: a leak prevented
 	RefusedInput                          // for the VM itself
-	lastReason          = RefusedInput
+	RefusedOutside                        // from outside, for the tenant's egress or gateway IP
 )
 
 // String is the word for metrics and status; those of the forward rules are
@@ -46,6 +48,8 @@ func (r Reason) String() string {
 		return "exit_guard"
 	case RefusedInput:
 		return "input_guard"
+	case RefusedOutside:
+		return "from_outside"
 	}
 	return "other"
 }
@@ -56,8 +60,11 @@ func RefusedOf(mask uint32, link string, value uint32) (number int, why Reason) 
 	if n, ok := LinkNumber(link); ok {
 		return n, Reason(value)
 	}
-	if link == pastLink {
+	switch link {
+	case pastLink:
 		return NumberOf(mask, value), RefusedExit
+	case fromOutside:
+		return NumberOf(mask, value), RefusedOutside
 	}
 	return 0, 0
 }

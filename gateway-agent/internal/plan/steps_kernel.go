@@ -177,7 +177,7 @@ func quoted(elements []string) string {
 	out := slices.Clone(elements)
 	for i, e := range out {
 		name, _, several := strings.Cut(e, " ")
-		if several && !strings.HasPrefix(name, "0x") {
+		if _, err := netip.ParseAddr(name); several && err != nil && !strings.HasPrefix(name, "0x") {
 			out[i] = `"` + name + `"` + e[len(name):]
 		}
 	}

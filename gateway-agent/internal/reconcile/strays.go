@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,16 +36,39 @@ type Strays struct {
 	Changed  func() // the problems did
 	Log      *slog.Logger
 
-	found atomic.Pointer[[]plan.Problem]
+	// seen is how many packets the kernel had counted at the last look, and
+	// refused what tenants have lost of them so far.
+	seen    map[strayID]uint64
+	refused map[Ref]uint64
+	found   atomic.Pointer[StrayView]
 }
 
-// Problems returns what the last look found. Safe for concurrent use.
-func (s *Strays) Problems() []plan.Problem {
-	if p := s.found.Load(); p != nil {
-		return *p
-	}
-	return nil
+// strayID tells strays apart as the kernel does.
+type strayID struct {
+	pod    netip.Addr
+	number int
 }
+
+// StrayView is what looks have found. It is not to be changed.
+type StrayView struct {
+	Problems []plan.Problem
+	Lines    []StrayLine
+	// Refused counts the packets of tenants, since the agent's start, that were
+	// refused because they came past the link and had no connection yet. It holds
+	// what other connections of the same pods tell.
+	Refused map[Ref]uint64
+}
+
+// View returns what the last look found. Safe for concurrent use.
+func (s *Strays) View() *StrayView {
+	if v := s.found.Load(); v != nil {
+		return v
+	}
+	return &StrayView{}
+}
+
+// Problems are those of View.
+func (s *Strays) Problems() []plan.Problem { return s.View().Problems }
 
 // Run looks once in Every until ctx ends.
 func (s *Strays) Run(ctx context.Context) error {
@@ -71,23 +95,62 @@ func (s *Strays) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	ids := make([]strayID, len(list))
+	for i, stray := range list {
+		ids[i] = strayID{stray.Pod, stray.Number}
+	}
 	if err := s.identify(ctx, list); err != nil {
 		return err
 	}
-	lines := StrayLines(s.Snapshot().Memory, list)
-	var problems []plan.Problem
-	for _, l := range lines {
-		problems = append(problems, l.Problem())
+	memory, before := s.Snapshot().Memory, s.View()
+	s.count(ids, list, memory)
+	now := &StrayView{Lines: StrayLines(memory, list), Refused: maps.Clone(s.refused)}
+	for _, l := range now.Lines {
+		now.Problems = append(now.Problems, l.Problem())
 		for i, a := range l.gateways {
 			s.Announce(plan.Addr{Dev: plan.LinkName(l.Number), IP: l.gateways[i]})
 			s.Log.Debug("announced again", "tenant", l.Tenant.String(), "node", l.Node, "ip", a.String())
 		}
 	}
-	if before := s.Problems(); !slices.Equal(before, problems) {
-		s.found.Store(&problems)
+	s.found.Store(now)
+	if !slices.Equal(before.Problems, now.Problems) {
 		s.Changed()
 	}
 	return nil
+}
+
+// count adds what has come since the last look to the tenants' refused packets.
+// Those with a mark of their own belong to translated connections, and passed.
+func (s *Strays) count(ids []strayID, list []plan.Stray, m Memory) {
+	if len(list)+len(s.seen) == 0 {
+		return
+	}
+	tenants, seen := m.byNumber(), make(map[strayID]uint64, len(list))
+	for i, id := range ids {
+		more := list[i].Packets
+		if before := s.seen[id]; before <= more { // else it was forgotten, and is counted anew
+			more -= before
+		}
+		seen[id] = list[i].Packets
+		if ref, known := tenants[list[i].Number]; known && id.number == 0 && more > 0 {
+			if s.refused == nil {
+				s.refused = make(map[Ref]uint64)
+			}
+			s.refused[ref] += more
+		}
+	}
+	s.seen = seen
+	maps.DeleteFunc(s.refused, func(r Ref, _ uint64) bool { _, there := m.Entry(r); return !there })
+}
+
+// byNumber returns the tenants by their numbers.
+func (m Memory) byNumber() map[int]Ref {
+	out := map[int]Ref{}
+	for _, r := range m.Refs() {
+		e, _ := m.Entry(r)
+		out[e.Number] = r
+	}
+	return out
 }
 
 // identify fills in the numbers that the strays' own connections do not tell.
@@ -126,11 +189,7 @@ func StrayLines(m Memory, list []plan.Stray) []StrayLine {
 	if len(list) == 0 {
 		return nil
 	}
-	tenants := map[int]Ref{}
-	for _, r := range m.Refs() {
-		e, _ := m.Entry(r)
-		tenants[e.Number] = r
-	}
+	tenants := m.byNumber()
 	sums := map[strayKey]uint64{}
 	for _, stray := range list {
 		if cluster, node, ok := nodeOf(m, stray.Pod); ok {

@@ -69,6 +69,22 @@ func TestStraysTurnTheTenantNotProgrammed(t *testing.T) {
 	if p := s.Problems(); len(p) != 2 || p[0].Node != "n1" || p[0].Tenant != "" {
 		t.Errorf("problems: %+v", p)
 	}
+	// Only what had no mark was refused, and of that only .11 has a tenant.
+	refused := func(want uint64) {
+		t.Helper()
+		if got := s.View().Refused; len(got) != 1 || got[Ref{"c1", "red"}] != want {
+			t.Errorf("refused: %v, want %d of red", got, want)
+		}
+	}
+	refused(1)
+	look(2, pod("0.11", 0, 5), pod("0.13", 0, 9), pod("0.11", 2, 7))
+	refused(5)
+	if lines := s.View().Lines; len(lines) != 2 || lines[1].Tenant != (Ref{"c1", "red"}) || lines[1].Packets != 12 {
+		t.Errorf("lines: %+v", lines)
+	}
+	look(2, pod("0.11", 0, 2), pod("0.13", 0, 9)) // it had been forgotten
+	refused(7)
+	announced = announced[:3]
 	if len(announced) != 3 || announced[0].Dev != "eg001" || announced[2].Dev != "eg002" {
 		t.Errorf("announced again: %v", announced)
 	}
