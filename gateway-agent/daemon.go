@@ -250,6 +250,7 @@ func (a *agent) run(ctx context.Context) error {
 	g, _ := daemon.NewGroup(ctx)
 	g.Go("loop", func(ctx context.Context) error { return a.loop.Run(ctx, a.changed.C()) })
 	g.Go("notices", func(ctx context.Context) error { return a.kernel.Watch(ctx, a.changed.Poke) })
+	g.Go("rules", func(ctx context.Context) error { return a.kernel.WatchRules(ctx, a.changed.Poke) })
 	g.Go("follower", a.follower.Run)
 	g.Go("follower events", forward(a.follower.Changed(), a.changed))
 	g.Go("status", a.status.Run)

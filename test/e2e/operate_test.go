@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,6 +31,37 @@ func (w *world) sh(line string) string {
 
 // quickResync makes the agent look at the kernel every second, not every 30.
 var quickResync = map[string]string{"GATEWAY_RESYNC": "1s"}
+
+// Whoever restarts the nftables service empties all there is, guards included.
+// That is seen long before the next comparison.
+func TestFlushedRulesetComesBackSoon(t *testing.T) {
+	w := bareWorld(t)
+	_, err := w.StartClusterAgent("cluster-agent", nil)
+	w.must(err)
+	_, err = w.StartGatewayAgent(w.ctx, nil)
+	w.must(err)
+	w.must(w.CreatePool(w.ctx, scenario.DemoPool()))
+	blue := w.tenant("ns-blue", "public")
+	p := w.pod("node1", "ns-blue")
+	w.seenAs(p, blue)
+	complete := w.sh(snapshot)
+	for range 3 {
+		began := time.Now()
+		w.sh("nft flush ruleset")
+		w.until("the rules to be as before", func() (bool, error) {
+			if d := difference(complete, w.sh(snapshot)); d != "" { // whatever the order of the tables
+				return false, errors.New(d)
+			}
+			return true, nil
+		})
+		if d := time.Since(began); d > 15*time.Second { // a comparison comes every 30
+			t.Errorf("they were back after %s", d)
+		} else {
+			t.Logf("back after %s", d.Round(time.Millisecond))
+		}
+		w.seenAs(p, blue)
+	}
+}
 
 // What another hand deletes comes back; what belongs to others stays.
 func TestHandDeletedComesBackAndForeignSurvives(t *testing.T) {

@@ -26,6 +26,7 @@ var errUnprotected = errors.New("not tried: the protection that has to stand bef
 // It stops where somebody else has changed a guard since the last look, and
 // returns the rest of the steps: they were planned for a guard that stands.
 func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) (failures []Failure, rest []plan.Step) {
+	defer k.rules.begin()()
 	a := applier{k: k, ctx: ctx, failed: make(map[string]bool)}
 	k.hearOthers()
 	defer k.hear() // what the steps have changed

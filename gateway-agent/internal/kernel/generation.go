@@ -101,6 +101,7 @@ func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
 	now.valid = l.counted == nil && failed == nil && after == l.before
 	now.generation, now.derived = after, l.known && k.seen.derived
 	k.watched.looked(after, now.valid)
+	k.rules.looked(l.before, l.counted == nil)
 	old := k.seen
 	k.seen = now
 	if len(l.save) == 0 && l.neighbours.command == nil {
@@ -160,6 +161,7 @@ func (k *Kernel) following(steps []plan.Step, transactions int, f func() error) 
 	if err != nil || after != before+uint32(transactions) {
 		return nil
 	}
+	k.rules.followed(before, after)
 	if undisturbed {
 		k.watched.generation = after
 	}
@@ -242,9 +244,11 @@ const (
 )
 
 // rulesGeneration returns the number of the nftables ruleset in force.
-func (k *Kernel) rulesGeneration() (uint32, error) {
+func (k *Kernel) rulesGeneration() (uint32, error) { return rulesGeneration(k.sockets) }
+
+func rulesGeneration(sockets map[int]*nl.SocketHandle) (uint32, error) {
 	generation, told := uint32(0), false
-	err := k.askNFT(nftMsgGetGen, 0, unix.AF_UNSPEC, func(a syscall.NetlinkRouteAttr) {
+	err := askNFT(sockets, nftMsgGetGen, 0, unix.AF_UNSPEC, func(a syscall.NetlinkRouteAttr) {
 		if a.Attr.Type == nftaGenID && len(a.Value) >= 4 {
 			generation, told = binary.BigEndian.Uint32(a.Value), true
 		}
@@ -258,10 +262,11 @@ func (k *Kernel) rulesGeneration() (uint32, error) {
 	return generation, nil
 }
 
-// askNFT sends a request to nftables, and hands over each attribute of the
-// answers.
-func (k *Kernel) askNFT(kind, flags int, family uint8, each func(syscall.NetlinkRouteAttr), about ...*nl.RtAttr) error {
-	req := k.request(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags)
+// askNFT sends a request to nftables, over a socket that is open, and hands over
+// each attribute of the answers.
+func askNFT(sockets map[int]*nl.SocketHandle, kind, flags int, family uint8, each func(syscall.NetlinkRouteAttr), about ...*nl.RtAttr) error {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, flags)
+	req.Sockets = sockets
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	for _, a := range about {
 		req.AddData(a)

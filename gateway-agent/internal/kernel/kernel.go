@@ -36,7 +36,7 @@ type Options struct {
 }
 
 // Kernel is the kernel of the network namespace that the process runs in. Its
-// methods are not safe for concurrent use, except Counters.
+// methods are not safe for concurrent use, except Counters, Strays and the watches.
 type Kernel struct {
 	host   plan.Host
 	sysctl string
@@ -56,6 +56,7 @@ type Kernel struct {
 	notices *notices
 	missed  bool // something changed that a step did not make, and no Look has told yet
 	watched watched
+	rules   *ruleWatch
 	// unprotected says that a guard or sysctl could not be set since Observe.
 	unprotected bool
 }
@@ -104,6 +105,9 @@ func New(host plan.Host, o Options) (*Kernel, error) {
 	if k.notices, err = openNotices(); err != nil {
 		return nil, err
 	}
+	if k.rules, err = openRuleWatch(); err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
 	return k, nil
 }
 
@@ -129,8 +133,10 @@ func (k *Kernel) openSockets() error {
 // Close releases the kernel's sockets. The data path stays as it is.
 func (k *Kernel) Close() {
 	k.nl.Close()
-	for _, s := range k.sockets {
-		s.Socket.Close()
+	for _, sockets := range []map[int]*nl.SocketHandle{k.sockets, k.rules.sockets} {
+		for _, s := range sockets {
+			s.Socket.Close()
+		}
 	}
 	k.closeNFT()
 	k.notices.file.Close()

@@ -142,3 +142,52 @@ func TestWatchTellsWhatOthersChange(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestWatchTellsWhatOthersChangeInRules: what somebody does to rules is told soon,
+// what the agent does itself is not, and who changes rules all the time does
+// not keep it busy.
+func TestWatchTellsWhatOthersChangeInRules(t *testing.T) {
+	l := newLab(t, "iptables-nft")
+	in := l.input()
+	l.serve(in)
+	told, ended := make(chan struct{}, 100), make(chan error, 1)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { ended <- l.kernel.WatchRules(ctx, func() { told <- struct{}{} }) }()
+	const interval, pause, patience = 200 * time.Millisecond, time.Second, 10 * time.Second
+	reports := func(d time.Duration) int {
+		time.Sleep(d)
+		n := len(told)
+		for range n {
+			<-told
+		}
+		return n
+	}
+	for began := time.Now(); time.Since(began) < 2*time.Second; {
+		fewer := in
+		fewer.Tenants = in.Tenants[:1]
+		l.serve(fewer)
+		l.serve(in)
+	}
+	if n := reports(2 * interval); n > 0 {
+		t.Errorf("the agent's own changes were told, %d times", n)
+	}
+	for _, damage := range []string{"nft flush chain inet egw-guard exit", "iptables-nft -F EGW-FWD", "nft flush ruleset"} {
+		l.gw.Run(damage)
+		select {
+		case <-told:
+		case <-time.After(patience):
+			t.Fatalf("%s: nobody was told", damage)
+		}
+		l.serve(in)
+		time.Sleep(pause) // between two reports
+	}
+	_ = reports(2 * interval)
+	l.gw.Run("for n in 1 2 3 4 5 6 7 8 9 10; do nft add table inet foreign; nft delete table inet foreign; sleep 0.1; done")
+	if n := reports(pause); n < 1 || n > 4 {
+		t.Errorf("somebody else's changes within two seconds were told %d times", n)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

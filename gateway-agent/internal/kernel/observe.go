@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
@@ -34,6 +35,8 @@ type Sight struct {
 // (generation); sysctls, and the rules of iptables-legacy, are read each time.
 // So it costs next to nothing where nothing has changed.
 func (k *Kernel) Look(ctx context.Context, afresh bool) (Sight, error) {
+	defer k.rules.begin()()
+	began := time.Now()
 	k.unprotected = false
 	news := k.hear()
 	anew := afresh || !k.mirror.valid
@@ -44,6 +47,9 @@ func (k *Kernel) Look(ctx context.Context, afresh bool) (Sight, error) {
 	sameRules, err3 := k.finishRules(rules)
 	if err := errors.Join(err, err2, err3); err != nil {
 		return Sight{}, err
+	}
+	if !rules.known {
+		k.rules.took.Store(int64(time.Since(began)))
 	}
 	same = same && sameRules && !afresh && maps.Equal(sysctls, k.sysctls)
 	k.sysctls = sysctls

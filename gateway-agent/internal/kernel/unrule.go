@@ -113,7 +113,7 @@ func (k *Kernel) ruleHandles(id plan.ChainID) ([]uint64, error) {
 		family = unix.AF_INET6
 	}
 	return consistent(func() (out []uint64, err error) {
-		err = k.askNFT(nftMsgGetRule, unix.NLM_F_DUMP, family, func(a syscall.NetlinkRouteAttr) {
+		err = askNFT(k.sockets, nftMsgGetRule, unix.NLM_F_DUMP, family, func(a syscall.NetlinkRouteAttr) {
 			if a.Attr.Type == nftaRuleID && len(a.Value) == 8 {
 				out = append(out, binary.BigEndian.Uint64(a.Value))
 			}
