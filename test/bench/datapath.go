@@ -47,7 +47,7 @@ func (o *options) datapath(ctx context.Context) error {
 // programming measures how fast the agent programs, and what it costs idle.
 func (o *options) programming(ctx context.Context) error {
 	return o.inDir(func(dir, agent string) error {
-		nats, err := filepath.Abs(filepath.Join(o.root, "build/bin/nats-server"))
+		nats, err := o.server()
 		if err != nil {
 			return err
 		}
@@ -67,10 +67,38 @@ func (o *options) programming(ctx context.Context) error {
 			b.add("one tenant "+c.name+", from record to kernel, p99", n, ms(percentile(c.took, 99)), "ms", c.aim)
 		}
 		b.add("observe and compare", n, ms(p.Pass), "ms", 300)
-		b.add("idle agent, of one processor", n, 100*p.IdleCPU, "%", 1)
-		b.add("idle agent, resident", n, p.IdleMiB, "MiB", 96)
+		b.addIdle(n, p.Idle)
 		return b.write("programming.json")
 	})
+}
+
+// idle measures what the agent costs while nothing changes.
+func (o *options) idle(ctx context.Context) error {
+	return o.inDir(func(dir, agent string) error {
+		nats, err := o.server()
+		if err != nil {
+			return err
+		}
+		n := o.counts[0]
+		i, err := datapath.Rest(ctx, datapath.Options{Agent: agent, Dir: dir, Log: os.Stderr}, n, nats, o.idleFor)
+		if err != nil {
+			return err
+		}
+		b := &bench{o: *o}
+		b.addIdle(n, i)
+		return b.write("idle.json")
+	})
+}
+
+func (b *bench) addIdle(n int, i datapath.Idle) {
+	b.add("idle agent, of one processor", n, 100*i.CPU, "%", 1)
+	b.add("idle agent, resident", n, i.MiB, "MiB", 96)
+	b.add("idle agent, wake-ups of its threads", n, i.Wakeups, "a second", 0)
+}
+
+// server is the NATS server that stands beside the agent.
+func (o *options) server() (string, error) {
+	return filepath.Abs(filepath.Join(o.root, "build/bin/nats-server"))
 }
 
 // inDir runs f with a directory for logs, which stays if it fails, and with

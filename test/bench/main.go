@@ -12,6 +12,7 @@
 //	             forwarding and linear rules: table, JSON, plot
 //	programming  4,000 tenants from an empty kernel; one more and one less; what
 //	             the agent needs while nothing changes
+//	idle         the last of these alone
 package main
 
 import (
@@ -46,11 +47,12 @@ type options struct {
 	metrics []string
 	rounds  int
 	backend string
+	idleFor time.Duration // of idle
 }
 
 // choose returns what a part does, once its options are found to be right.
 func (o *options) choose(part, tenants string) (func(context.Context) error, error) {
-	defaults := map[string]string{"control": "1000", "datapath": "1,40,400,1000,4000", "programming": "4000"}
+	defaults := map[string]string{"control": "1000", "datapath": "1,40,400,1000,4000", "programming": "4000", "idle": "4000"}
 	if _, known := defaults[part]; !known {
 		return nil, fmt.Errorf("unknown part %q", part)
 	}
@@ -73,22 +75,26 @@ func (o *options) choose(part, tenants string) (func(context.Context) error, err
 	if o.tenants = o.counts[0]; len(o.counts) > 1 {
 		return nil, fmt.Errorf("part %s takes one number of tenants", part)
 	}
-	if part == "programming" {
+	switch part {
+	case "programming":
 		return o.programming, nil
+	case "idle":
+		return o.idle, nil
 	}
 	return func(ctx context.Context) error { return measure(ctx, *o) }, nil
 }
 
 func run() int {
 	var o options
-	part := flag.String("part", "control", "what to measure: control, datapath or programming")
+	part := flag.String("part", "control", "what to measure: control, datapath, programming or idle")
 	flag.StringVar(&o.root, "root", ".", "the checkout")
 	flag.StringVar(&o.out, "out", "build/bench", "where the figures go")
 	flag.IntVar(&o.samples, "samples", 100, "repetitions of what is given as p50 and p99")
-	tenants := flag.String("tenants", "", "how many tenants, 1 to 4000: one number for control (default 1000) and programming (default 4000), a comma list for datapath (default 1,40,400,1000,4000)")
+	tenants := flag.String("tenants", "", "how many tenants, 1 to 4000: one number for control (default 1000), programming and idle (default 4000), a comma list for datapath (default 1,40,400,1000,4000)")
 	rules := flag.String("rules", "ours,linear", "datapath: the rules to measure")
 	metrics := flag.String("metrics", strings.Join(datapath.Metrics(), ","), "datapath: what to measure")
 	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")
+	flag.DurationVar(&o.idleFor, "idle-for", 3*time.Minute, "idle: how long to measure")
 	flag.StringVar(&o.backend, "backend", "", "datapath: the iptables of our rules and of the linear ones, nft or legacy (default: ours as the machine has it, linear nft)")
 	flag.Parse()
 	if os.Geteuid() != 0 {

@@ -40,8 +40,7 @@ type Programmed struct {
 	Asked         []time.Duration // one tenant more, from the record to the kernel, addresses asked for first as by default
 	Added, Gone   []time.Duration // one tenant more or less, without that
 	Pass          time.Duration   // a pass that reads everything and finds nothing to change, in the mean
-	IdleCPU       float64         // of one processor, the agent's children included
-	IdleMiB       float64         // resident
+	Idle          Idle
 	SamplesOfPass int
 }
 
@@ -54,26 +53,11 @@ func Program(ctx context.Context, o Options, tenants, samples int, nats string) 
 	}
 	defer func() { err = errors.Join(err, t.remove()) }()
 	g := t.gateway(Ours)
-	server, err := g.startServer(nats, o.Dir)
+	w, records, stop, err := g.published(ctx, o.Dir, tenants, nats)
 	if err != nil {
 		return p, err
 	}
-	defer func() { err = errors.Join(err, server.Process.Kill(), ended(server.Wait())) }()
-	w, err := g.startWriter(ctx)
-	if err != nil {
-		return p, err
-	}
-	defer func() { err = errors.Join(err, w.close()) }()
-	records := make([]tenant.Tenant, tenants)
-	for i := range records {
-		records[i] = g.record(i)
-	}
-	if err := w.sync(ctx, records); err != nil {
-		return p, err
-	}
-	if err := g.writeState(o.Dir, tenants); err != nil {
-		return p, err
-	}
+	defer func() { err = errors.Join(err, stop()) }()
 	listener, err := t.listen()
 	if err != nil {
 		return p, err
@@ -124,8 +108,32 @@ func Program(ctx context.Context, o Options, tenants, samples int, nats string) 
 		return p, errors.New("no pass has looked at everything")
 	}
 	p.Pass = time.Duration((sumAfter - sum) / (countAfter - count) * float64(time.Second))
-	fmt.Fprintf(o.Log, "programming: idle for %s\n", idleFor)
-	return p, idle(ctx, a, &p)
+	p.Idle, err = idle(ctx, o.Log, a, idleFor)
+	return p, err
+}
+
+// published starts a NATS server, writes the records of so many tenants to it
+// and the same to the agent's disk copy. stop ends what it started.
+func (g gateway) published(ctx context.Context, dir string, tenants int, nats string) (w *writer, records []tenant.Tenant, stop func() error, err error) {
+	server, err := g.startServer(nats, dir)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	stop = func() error { return errors.Join(server.Process.Kill(), ended(server.Wait())) }
+	w, err = g.startWriter(ctx)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, stop())
+	}
+	stopServer := stop
+	stop = func() error { return errors.Join(w.close(), stopServer()) }
+	records = make([]tenant.Tenant, tenants)
+	for i := range records {
+		records[i] = g.record(i)
+	}
+	if err := errors.Join(w.sync(ctx, records), g.writeState(dir, tenants)); err != nil {
+		return nil, nil, nil, errors.Join(err, stop())
+	}
+	return w, records, stop, nil
 }
 
 // changes adds a tenant and removes it, so many times.
@@ -262,24 +270,6 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// idle measures the agent while nothing changes.
-func idle(ctx context.Context, a *agent, p *Programmed) error {
-	cpu, err := cpuTime(a.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	if err := pause(ctx, idleFor); err != nil {
-		return err
-	}
-	cpuAfter, err := cpuTime(a.cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	p.IdleCPU = (cpuAfter - cpu).Seconds() / idleFor.Seconds()
-	p.IdleMiB, err = ResidentMiB(a.cmd.Process.Pid)
-	return err
-}
-
 // passes reads the sum of the durations of passes that look at everything, and
 // their number, from the agent's metrics.
 func (g gateway) passes() (sum, count float64, err error) {
@@ -302,38 +292,4 @@ func (g gateway) passes() (sum, count float64, err error) {
 	}
 	_, rest := io.Copy(io.Discard, r.Body)
 	return sum, count, errors.Join(err, lines.Err(), rest)
-}
-
-// cpuTime is what a process and the children it waited for have used.
-func cpuTime(pid int) (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The name may hold spaces; fields 14 to 17 are utime, stime, cutime, cstime.
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-	ticks := int64(0)
-	for _, s := range f[11:15] {
-		n, err := strconv.ParseInt(s, 10, 64)
-		if err != nil {
-			return 0, err
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * 10 * time.Millisecond, nil // USER_HZ is 100
-}
-
-// ResidentMiB is a process's resident set.
-func ResidentMiB(pid int) (float64, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
-			kib, err := strconv.Atoi(f[1])
-			return float64(kib) / 1024, err
-		}
-	}
-	return 0, errors.New("no VmRSS of process " + strconv.Itoa(pid))
 }
