@@ -114,6 +114,7 @@ type announceAdapter struct{ inside, outside *announce.Announcer }
 // refresh for the VM's own MAC; it mends what a router got wrong.
 const (
 	outsidePerSecond = 100
+	outsideBurst     = 50
 	outsideRefresh   = 5 * time.Minute
 )
 
@@ -122,7 +123,7 @@ func newAnnouncer(log *slog.Logger) (announceAdapter, error) {
 	if err != nil {
 		return announceAdapter{}, err
 	}
-	outside, err := announce.New(announce.Options{PerSecond: outsidePerSecond, Requests: outsidePerSecond, Refresh: outsideRefresh, Log: log})
+	outside, err := announce.New(announce.Options{PerSecond: outsidePerSecond, Requests: outsidePerSecond, Burst: outsideBurst, Refresh: outsideRefresh, Log: log})
 	if err != nil {
 		return announceAdapter{}, errors.Join(err, inside.Close())
 	}

@@ -23,10 +23,6 @@ type Target struct {
 	IP  netip.Addr
 }
 
-// refreshRest is the least time between refreshes that are not sent at once. With
-// a burst of 4 it leaves room for 80 a second; 4,000 addresses in 100 s are 40.
-const refreshRest = 50 * time.Millisecond
-
 // Options of an Announcer. Zero values mean the defaults, which suit the nodes'
 // network.
 type Options struct {
@@ -34,11 +30,15 @@ type Options struct {
 	// 20: an OVN node takes 25 of these. Requests are the others: gratuitous ARP
 	// requests, default 100.
 	PerSecond, Requests int
-	Burst               int           // packets at once after a pause, default 4
-	Repeat              int           // announcements of a new address, default 3
-	Interval            time.Duration // between these, default 1 s
-	Refresh             time.Duration // of all addresses, default 100 s: switches forget a MAC after 300 s, nothing else keeps it known
-	Log                 *slog.Logger
+	// Burst are the packets at once after a pause, default 4; of requests as many
+	// as come together meanwhile. The pause is as long as the pace wants for so
+	// many: refreshes wait for each other so long, since to wake for one costs
+	// more than to send it.
+	Burst    int
+	Repeat   int           // announcements of a new address, default 3
+	Interval time.Duration // between these, default 1 s
+	Refresh  time.Duration // of all addresses, default 100 s: switches forget a MAC after 300 s, nothing else keeps it known
+	Log      *slog.Logger
 }
 
 func (o Options) withDefaults() Options {
@@ -66,11 +66,16 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// rest is the time between two wake-ups for refreshes.
+func (o Options) rest() time.Duration {
+	return time.Second * time.Duration(o.Burst) / time.Duration(o.PerSecond)
+}
+
 // Announcer sends announcements, paced over all of them. Its methods are safe
 // for concurrent use.
 type Announcer struct {
 	o    Options
-	fd   int
+	out  *sender
 	wake chan struct{} // holds one token: something became due
 
 	mu   sync.Mutex
@@ -91,7 +96,7 @@ func New(o Options) (*Announcer, error) {
 		return nil, fmt.Errorf("packet socket: %w", err)
 	}
 	o = o.withDefaults()
-	return &Announcer{o: o, fd: fd, wake: make(chan struct{}, 1), kept: make(map[Target]bool), due: newSchedule(o, time.Now())}, nil
+	return &Announcer{o: o, out: newSender(fd), wake: make(chan struct{}, 1), kept: make(map[Target]bool), due: newSchedule(o, time.Now())}, nil
 }
 
 // Announce queues announcements of addresses that are new at their place; it
@@ -155,34 +160,48 @@ func (a *Announcer) Run(ctx context.Context) error {
 		case <-a.wake:
 		case <-timer.C:
 		}
-		timer.Reset(max(a.sendDue(), a.rest()))
+		timer.Reset(a.sendDue())
 	}
-}
-
-// rest is how long nothing need be sent if only refreshes are due: to wake for
-// each of them by itself costs more than to send it.
-func (a *Announcer) rest() time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.due.requests.fresh)+len(a.due.learned.fresh) > 0 {
-		return 0
-	}
-	return refreshRest
 }
 
 // sendDue sends what is due and the pace allows, and returns how long to wait.
 func (a *Announcer) sendDue() time.Duration {
+	var batch [batchSize]entry
 	for {
-		a.mu.Lock()
-		e, wait, ok := a.next(time.Now())
-		a.mu.Unlock()
-		if !ok {
+		n, wait := a.collect(batch[:], time.Now())
+		if n > 0 {
+			a.out.send(batch[:n], a.forget)
+		}
+		if n < len(batch) {
 			return wait
 		}
-		if err := a.send(e); err != nil {
-			a.forget(e.target, err)
-		}
 	}
+}
+
+// collect fills batch with what is to be sent now. If that is less than batch
+// holds, it also returns how long there will be nothing. Refreshes come together:
+// all announcers of the process wake at multiples of the same times.
+func (a *Announcer) collect(batch []entry, now time.Time) (n int, wait time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for n < len(batch) {
+		e, wait, ok := a.next(now)
+		if ok {
+			batch[n] = e
+			n++
+			continue
+		}
+		if !a.due.anyFresh() {
+			rest := a.o.rest()
+			later := now.Add(wait).Round(0)
+			if up := later.Truncate(rest); up.Before(later) {
+				later = up.Add(rest)
+			}
+			wait = later.Sub(now.Round(0))
+		}
+		return n, wait
+	}
+	return n, 0
 }
 
 // next takes what is to be sent now and puts in what follows it, or returns how
@@ -212,7 +231,8 @@ func (a *Announcer) after(e entry, now time.Time) (entry, bool) {
 		follows.left, follows.at = e.left-1, now.Add(a.o.Interval)
 		return follows, true
 	}
-	follows.left, follows.at = 0, now.Add(a.o.Refresh)
+	// It may have to wait for others, and is not to be late.
+	follows.left, follows.at = 0, now.Add(a.o.Refresh-min(a.o.rest(), a.o.Refresh/2))
 	return follows, a.kept[e.target]
 }
 
@@ -237,7 +257,7 @@ func (a *Announcer) forget(t Target, err error) {
 // Close releases the socket. Run does that too.
 func (a *Announcer) Close() error {
 	err := io.ErrClosedPipe
-	a.closing.Do(func() { err = unix.Close(a.fd) })
+	a.closing.Do(func() { err = unix.Close(a.out.fd) })
 	if errors.Is(err, io.ErrClosedPipe) {
 		return nil
 	}

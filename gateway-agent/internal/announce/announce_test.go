@@ -146,6 +146,43 @@ func TestRefreshAndForget(t *testing.T) {
 	}
 }
 
+// TestOneOfMany: what can not be sent does not hold up what is sent with it.
+func TestOneOfMany(t *testing.T) {
+	gw, node := pair(t)
+	gw.Run("ip link add link enp1s0 name eg002 type macvlan mode private") // and stays down
+	seen, err := watchAll(t, node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s *sender
+	gw.Do(func() {
+		fd, e := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		s, err = newSender(fd), e
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(s.fd)
+	var batch []entry
+	for i := range batchSize {
+		// The third has no link, the others of each four two that are up, and one that is down.
+		dev := []string{"eg001", "eg002", "eg003", "enp1s0"}[i%4]
+		batch = append(batch, entry{target: Target{dev, netip.AddrFrom4([4]byte{192, 168, 99, byte(100 + i)})}})
+	}
+	failed := map[string]int{}
+	gw.Do(func() { s.send(batch, func(t Target, _ error) { failed[t.Dev]++ }) })
+	if len(failed) != 2 || failed["eg002"] != batchSize/4 || failed["eg003"] != batchSize/4 {
+		t.Errorf("failed: %v", failed)
+	}
+	for range batchSize / 2 {
+		select {
+		case <-seen:
+		case <-time.After(3 * time.Second):
+			t.Fatal("a frame is missing")
+		}
+	}
+}
+
 // TestRefreshIPv6: unsolicited neighbour advertisements are repeated too, from
 // the tenant's MAC, so that no switch forgets it.
 func TestRefreshIPv6(t *testing.T) {

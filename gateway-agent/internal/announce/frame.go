@@ -4,7 +4,6 @@ package announce
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net"
 	"net/netip"
 	"unsafe"
@@ -21,28 +20,6 @@ const (
 	etherIPv6 = 0x86dd
 )
 
-// send sends e from its link. An ARP announcement has two forms: a reply, which
-// OVN learns from in any case, and a request, which Linux and switches' ARP
-// inspection like better. OVN takes it only for an address that it knows.
-func (a *Announcer) send(e entry) error {
-	index, mac, err := a.link(e.target.Dev)
-	if err != nil {
-		return fmt.Errorf("link %s: %w", e.target.Dev, err)
-	}
-	var frame []byte
-	to := unix.SockaddrLinklayer{Ifindex: index, Halen: 6}
-	switch e.form {
-	case formAdvert:
-		frame = neighbourAdvertisement(mac, e.target.IP)
-	case formReply:
-		frame = gratuitousARP(mac, e.target.IP, arpReply)
-	default:
-		frame = gratuitousARP(mac, e.target.IP, arpRequest)
-	}
-	copy(to.Addr[:], frame[:6])
-	return unix.Sendto(a.fd, frame, 0, &to)
-}
-
 // ifreqAddr is struct ifreq with a socket address, which unix.Ifreq can not give.
 type ifreqAddr struct {
 	name   [unix.IFNAMSIZ]byte
@@ -50,11 +27,7 @@ type ifreqAddr struct {
 	data   [22]byte
 }
 
-// link asks for index and MAC of one link; the net package would list them all.
-func (a *Announcer) link(dev string) (index int, mac net.HardwareAddr, err error) {
-	return linkOf(a.fd, dev)
-}
-
+// linkOf asks for index and MAC of one link; the net package would list them all.
 func linkOf(fd int, dev string) (index int, mac net.HardwareAddr, err error) {
 	req, err := unix.NewIfreq(dev)
 	if err != nil {

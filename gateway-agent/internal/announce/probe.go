@@ -102,7 +102,7 @@ func (a *Announcer) join(file *os.File, targets []Target) error {
 			if !t.IP.Is6() {
 				continue
 			}
-			index, _, err := a.link(t.Dev)
+			index, _, err := linkOf(a.out.fd, t.Dev)
 			if err != nil {
 				failed = fmt.Errorf("%s on %s: %w", t.IP, t.Dev, err)
 				return
@@ -159,7 +159,7 @@ func (e *ears) close() error {
 func (a *Announcer) sendProbes(ctx context.Context, targets []Target) (map[netip.Addr]net.HardwareAddr, error) {
 	own, sent := make(map[netip.Addr]net.HardwareAddr, len(targets)), make(map[string]int)
 	for _, t := range targets {
-		index, mac, err := a.link(t.Dev)
+		index, mac, err := linkOf(a.out.fd, t.Dev)
 		if err != nil {
 			return nil, fmt.Errorf("%s on %s: %w", t.IP, t.Dev, err)
 		}
@@ -172,7 +172,7 @@ func (a *Announcer) sendProbes(ctx context.Context, targets []Target) (map[netip
 		}
 		to := unix.SockaddrLinklayer{Ifindex: index, Halen: 6}
 		copy(to.Addr[:], frame[:6])
-		if err := unix.Sendto(a.fd, frame, 0, &to); err != nil {
+		if err := unix.Sendto(a.out.fd, frame, 0, &to); err != nil {
 			return nil, fmt.Errorf("%s on %s: %w", t.IP, t.Dev, err)
 		}
 		if sent[t.Dev]++; sent[t.Dev]%probesAtOnce == 0 {

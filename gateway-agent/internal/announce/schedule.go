@@ -37,8 +37,9 @@ type schedule struct {
 }
 
 func newSchedule(o Options, now time.Time) schedule {
+	together := int(o.rest() * time.Duration(o.Requests) / time.Second)
 	return schedule{
-		requests: queue{pace: newPacer(o.Requests, o.Burst, now)},
+		requests: queue{pace: newPacer(o.Requests, max(o.Burst, together), now)},
 		learned:  queue{pace: newPacer(o.PerSecond, o.Burst, now)},
 		index:    make(map[Target]bool),
 	}
@@ -60,6 +61,9 @@ func (s *schedule) put(e entry) {
 		heap.Push(&q.refresh, e)
 	}
 }
+
+// anyFresh tells whether anything is queued that is no refresh.
+func (s *schedule) anyFresh() bool { return len(s.requests.fresh)+len(s.learned.fresh) > 0 }
 
 func (s *schedule) has(t Target) bool { return s.index[t] }
 
@@ -153,11 +157,15 @@ func newPacer(perSecond, burst int, now time.Time) *pacer {
 	return &pacer{every: time.Second / time.Duration(perSecond), burst: float64(burst), tokens: float64(burst), last: now}
 }
 
+// wakeSlack is the part of a packet that may be missing: whoever wakes a little
+// early sends what the pace allows all the same, and the next one waits longer.
+const wakeSlack = 0.1
+
 // wait returns how long it takes until something may be sent.
 func (p *pacer) wait(now time.Time) time.Duration {
 	p.tokens = min(p.burst, p.tokens+float64(now.Sub(p.last))/float64(p.every))
 	p.last = now
-	if p.tokens >= 1 {
+	if p.tokens >= 1-wakeSlack {
 		return 0
 	}
 	return time.Duration((1-p.tokens)*float64(p.every)) + time.Microsecond
