@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -178,23 +177,15 @@ func (w *StatusWriter) Sync(ctx context.Context, want map[string][]byte) (SyncRe
 }
 
 func (w *StatusWriter) sync(ctx context.Context, want map[string][]byte) (SyncResult, error) {
-	have, bucket, err := w.read(ctx)
-	if err != nil {
+	if err := w.learn(ctx); err != nil {
 		return SyncResult{}, err
 	}
-	var writes []write
-	var res SyncResult
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		if v, ok := have[key]; !ok || !bytes.Equal(v, want[key]) {
-			writes = append(writes, write{key: key, value: want[key]})
-			res.Written++
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(have)) {
-		if _, ok := want[key]; !ok {
-			writes = append(writes, write{key: key, purge: true})
-			res.Purged++
-		}
+	w.mu.Lock()
+	known, bucket := w.written != nil, w.bucket
+	writes, res := w.differences(want)
+	w.mu.Unlock()
+	if !known {
+		return SyncResult{}, errRecreated // just now; all again
 	}
 	if len(writes) == 0 {
 		return res, nil
@@ -219,25 +210,53 @@ func (w *StatusWriter) sync(ctx context.Context, want map[string][]byte) (SyncRe
 	return res, err
 }
 
-// read returns what the bucket holds of ours: from memory, or else just the
-// names, with values that equal no record.
-func (w *StatusWriter) read(ctx context.Context) (map[string][]byte, incarnation, error) {
-	w.mu.Lock()
-	if w.written != nil {
-		defer w.mu.Unlock()
-		return maps.Clone(w.written), w.bucket, nil
+// differences returns what has to be written, by key. Mostly it is one of
+// thousands of records. w.mu is held.
+func (w *StatusWriter) differences(want map[string][]byte) (writes []write, res SyncResult) {
+	same := 0
+	for key, value := range want {
+		old, ok := w.written[key]
+		if ok {
+			same++
+		}
+		if !ok || !bytes.Equal(old, value) {
+			writes = append(writes, write{key: key, value: value})
+		}
 	}
+	res.Written = len(writes)
+	if same < len(w.written) {
+		for key := range w.written {
+			if _, ok := want[key]; !ok {
+				writes = append(writes, write{key: key, purge: true})
+			}
+		}
+	}
+	res.Purged = len(writes) - res.Written
+	byKey := func(a, b write) int { return strings.Compare(a.key, b.key) }
+	slices.SortFunc(writes[:res.Written], byKey)
+	slices.SortFunc(writes[res.Written:], byKey)
+	return writes, res
+}
+
+// learn asks for the names of our keys in the bucket, unless it is known what it
+// holds. The values are unknown then, and equal to no record.
+func (w *StatusWriter) learn(ctx context.Context) error {
+	w.mu.Lock()
+	known := w.written != nil
 	w.mu.Unlock()
+	if known {
+		return nil
+	}
 	if !w.conn.Connected() {
-		return nil, incarnation{}, ErrNotConnected
+		return ErrNotConnected
 	}
 	stream, err := w.conn.stream(ctx, streamOf(StatusBucket))
 	if err != nil {
-		return nil, incarnation{}, err
+		return err
 	}
 	info, err := w.names(ctx, stream)
 	if err != nil {
-		return nil, incarnation{}, fmt.Errorf("list keys of %s in bucket %s: %w", w.gateway, StatusBucket, err)
+		return fmt.Errorf("list keys of %s in bucket %s: %w", w.gateway, StatusBucket, err)
 	}
 	have := make(map[string][]byte, len(info.State.Subjects))
 	for subject := range info.State.Subjects {
@@ -248,6 +267,6 @@ func (w *StatusWriter) read(ctx context.Context) (map[string][]byte, incarnation
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.bucket = incarnation{created: info.Created, ttl: info.Config.AllowMsgTTL}
-	w.written, w.lastSeq = maps.Clone(have), info.State.LastSeq
-	return have, w.bucket, nil
+	w.written, w.lastSeq = have, info.State.LastSeq
+	return nil
 }

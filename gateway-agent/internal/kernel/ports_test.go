@@ -40,6 +40,8 @@ func (p portCounts) Usage(ctx context.Context, mask uint32, full int) (out recon
 	return out, err
 }
 
+func (p portCounts) Count(ctx context.Context) (int, error) { return p.l.flows.Count(ctx) }
+
 func (p portCounts) Lost(ctx context.Context) (reconcile.LostFlows, error) {
 	lost, err := p.l.flows.Lost(ctx)
 	return reconcile.LostFlows(lost), err

@@ -72,7 +72,7 @@ type Prober interface {
 
 // Statuses takes what the gateway reports to the clusters: all of it, by the
 // keys of tenant.StatusKey and tenant.SummaryKey. Other keys of this gateway
-// are withdrawn.
+// are withdrawn. The map is the caller's: Sync must not keep it.
 type Statuses interface {
 	Sync(ctx context.Context, all map[string][]byte) error
 }

@@ -238,11 +238,19 @@ func (k *fakeKernel) routes() []string {
 	return out
 }
 
-// fakeFlows counts the deletions asked for; each finds one connection.
+// fakeFlows counts the deletions asked for; each finds one connection, unless
+// there are none.
 type fakeFlows struct {
 	mu    sync.Mutex
 	calls []string
 	err   error
+	empty bool
+}
+
+func (f *fakeFlows) none(empty bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.empty = empty
 }
 
 func (f *fakeFlows) add(s string) (int, error) {
@@ -252,6 +260,9 @@ func (f *fakeFlows) add(s string) (int, error) {
 		return 0, f.err
 	}
 	f.calls = append(f.calls, s)
+	if f.empty {
+		return 0, nil
+	}
 	return 1, nil
 }
 

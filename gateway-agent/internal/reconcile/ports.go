@@ -43,8 +43,10 @@ type Usage struct {
 // that found the table full, and entries that made room for others.
 type LostFlows struct{ NotInserted, Dropped, Evicted uint64 }
 
-// FlowCounts reads connection tracking. Usage goes over the whole table.
+// FlowCounts reads connection tracking. Usage goes over the whole table, Count
+// asks the kernel for a number that it keeps.
 type FlowCounts interface {
+	Count(context.Context) (int, error)
 	Usage(ctx context.Context, mask uint32, full int) (Usage, error)
 	Lost(context.Context) (LostFlows, error)
 }
@@ -58,11 +60,16 @@ const (
 	// seconds all the same.
 	portsShare     = 100
 	portsSoonShare = 20
+	// portsRest is the time between two looks at the table while it holds fewer
+	// connections than any target could need to be watched: then nothing but the
+	// metrics asks for them, and to go over empty buckets takes 5 to 10 ms.
+	portsRest = time.Minute
 )
 
 // PortsView is what PortWatch knew after a look. It must not be changed.
 type PortsView struct {
 	At      time.Time // zero before the first look
+	Counted time.Time // when the table was looked at
 	Took    time.Duration
 	Entries int
 	Tenants map[Ref]PortUse
@@ -130,10 +137,20 @@ func pace(took time.Duration, busiest float64) time.Duration {
 	return max(portsEvery, took*portsShare)
 }
 
-// Look looks once. It returns the part of its ports that the busiest target
-// uses. Not safe for concurrent use.
+// Look looks once, at the table only if there is something to see. It returns
+// the part of its ports that the busiest target uses, 0 if that is too little to
+// matter. Not safe for concurrent use.
 func (w *PortWatch) Look(ctx context.Context) (busiest float64, err error) {
 	began := w.Clock()
+	if w.resting(began) {
+		entries, err := w.Flows.Count(ctx)
+		if err != nil {
+			return 0, err
+		}
+		if entries < w.of(levelWatched) {
+			return 0, w.glance(ctx, began, entries)
+		}
+	}
 	usage, err := w.Flows.Usage(ctx, w.MarkMask, w.of(levelWatched))
 	if err != nil {
 		return 0, err
@@ -144,7 +161,7 @@ func (w *PortWatch) Look(ctx context.Context) (busiest float64, err error) {
 	}
 	before, tenants := w.View(), w.tenants()
 	now := &PortsView{
-		At: began, Took: w.Clock().Sub(began), Entries: usage.Entries,
+		At: began, Counted: began, Took: w.Clock().Sub(began), Entries: usage.Entries,
 		Tenants: make(map[Ref]PortUse, len(tenants.byMark)), Lost: lost, Failed: maps.Clone(before.Failed),
 	}
 	for mark, ref := range tenants.byMark {
@@ -165,6 +182,25 @@ func (w *PortWatch) Look(ctx context.Context) (busiest float64, err error) {
 		w.Changed()
 	}
 	return busiest, nil
+}
+
+// resting tells whether the table need not be looked at if it holds little.
+func (w *PortWatch) resting(now time.Time) bool {
+	counted := w.View().Counted
+	return len(w.levels)+len(w.spilling) == 0 && !counted.IsZero() && now.Sub(counted) < portsRest
+}
+
+// glance is a look that leaves the table alone: no target has so many
+// connections that it would be watched.
+func (w *PortWatch) glance(ctx context.Context, began time.Time, entries int) error {
+	lost, err := w.Flows.Lost(ctx)
+	if err != nil {
+		return err
+	}
+	now := *w.View()
+	now.At, now.Entries, now.Lost = began, entries, lost
+	w.view.Store(&now)
+	return nil
 }
 
 // of returns that part of the ports.

@@ -40,6 +40,19 @@ func (f *fakeCounts) Usage(_ context.Context, _ uint32, full int) (Usage, error)
 	return out, f.err
 }
 
+// Count counts all entries, the connections to the targets, or as many as the
+// marks use.
+func (f *fakeCounts) Count(context.Context) (int, error) {
+	n := f.usage.Entries
+	for _, used := range f.usage.Full {
+		n += used
+	}
+	for _, use := range f.usage.Marks {
+		n = max(n, use.Used)
+	}
+	return n, f.err
+}
+
 func (f *fakeCounts) Lost(context.Context) (LostFlows, error) { return f.lost, nil }
 
 // portsBench has blue (number 1, .113) and red (number 2, .114), and targets
@@ -168,8 +181,17 @@ func TestPortWatchPace(t *testing.T) {
 			synctest.Wait()
 			return b.looks - before
 		}
+		if n := looks(5 * time.Minute); n < 5 || n > 6 {
+			t.Errorf("hardly any connections: %d looks at the table in five minutes", n)
+		}
+		b.usage.Marks = map[uint32]PortUse{0x100000: {Used: 499}}
+		b.lost.Dropped = 7
+		if n := looks(11 * time.Second); n > 1 || b.View().Entries != 499 || b.View().Lost.Dropped != 7 {
+			t.Errorf("%d looks at the table for too few connections to be watched; %+v", n, b.View())
+		}
+		b.usage.Marks = map[uint32]PortUse{0x100000: {Used: 500}}
 		if n := looks(time.Minute); n < 6 || n > 7 {
-			t.Errorf("idle: %d looks in a minute", n)
+			t.Errorf("enough connections for one target to be watched: %d looks in a minute", n)
 		}
 		b.usage.Marks = map[uint32]PortUse{0x100000: {Used: 501}}
 		looks(11 * time.Second)
@@ -181,7 +203,7 @@ func TestPortWatchPace(t *testing.T) {
 		if n := looks(time.Minute); n < 8 || n > 10 {
 			t.Errorf("a full table, half of the ports in use: %d looks in a minute", n)
 		}
-		b.usage.Marks = nil
+		b.usage.Marks, b.usage.Entries = nil, 250_000
 		looks(40 * time.Second)
 		if n := looks(5 * time.Minute); n < 9 || n > 11 {
 			t.Errorf("a full table: %d looks in five minutes", n)

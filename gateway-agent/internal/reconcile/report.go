@@ -21,7 +21,11 @@ type Reporter struct {
 	Snapshot                func() *Snapshot
 	Statuses                Statuses
 
-	encoded map[Ref]encodedStatus // of the last report: hardly any changes from one to the next
+	// Of the last report: hardly anything changes from one to the next.
+	encoded map[Ref]encodedStatus
+	of      *Snapshot
+	all     map[string][]byte
+	sum     tenant.Summary
 }
 
 type encodedStatus struct {
@@ -66,8 +70,17 @@ func (r *Reporter) report(ctx context.Context, s *Snapshot) error {
 	return r.Statuses.Sync(ctx, r.records(s))
 }
 
-// records returns everything to report, by key.
+// records returns everything to report, by key. The map holds until the next call.
 func (r *Reporter) records(s *Snapshot) map[string][]byte {
+	if r.of != s {
+		r.of, r.all, r.sum = s, r.statuses(s), r.summary(s)
+	}
+	r.sum.Time = r.Clock().UTC()
+	r.all[tenant.SummaryKey(r.Gateway)] = tenant.Encode(r.sum)
+	return r.all
+}
+
+func (r *Reporter) statuses(s *Snapshot) map[string][]byte {
 	out := make(map[string][]byte, len(s.Statuses)+1)
 	encoded := make(map[Ref]encodedStatus, len(s.Statuses))
 	for ref, st := range s.Statuses {
@@ -79,9 +92,14 @@ func (r *Reporter) records(s *Snapshot) map[string][]byte {
 		out[tenant.StatusKey(r.Gateway, ref.Cluster, ref.Name)] = e.bytes
 	}
 	r.encoded = encoded
+	return out
+}
+
+// summary is all of it but the time.
+func (r *Reporter) summary(s *Snapshot) tenant.Summary {
 	sum := tenant.Summary{
 		Schema: tenant.Schema, Gateway: r.Gateway, Group: r.Group, Version: r.Version,
-		Addresses: s.Addresses, Applied: map[string]int64{}, Time: r.Clock().UTC(),
+		Addresses: s.Addresses, Applied: map[string]int64{},
 	}
 	sum.Tenants, sum.Failed, sum.Held = s.Counts()
 	for cluster, c := range s.Memory.Clusters {
@@ -95,8 +113,7 @@ func (r *Reporter) records(s *Snapshot) map[string][]byte {
 	if s.Pass.Err != nil {
 		sum.Problems = append(sum.Problems, s.Pass.Err.Error())
 	}
-	out[tenant.SummaryKey(r.Gateway)] = tenant.Encode(sum)
-	return out
+	return sum
 }
 
 // ProblemLine is a problem in one line for a person.

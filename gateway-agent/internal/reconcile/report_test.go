@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 	"testing"
@@ -33,7 +34,7 @@ func (b *fakeBucket) Sync(_ context.Context, all map[string][]byte) error {
 	if b.syncs++; b.err != nil {
 		return b.err
 	}
-	b.all = all
+	b.all = maps.Clone(all)
 	return nil
 }
 

@@ -17,8 +17,9 @@ import (
 const (
 	// sweepSoon collects the events that come together, as after a failover.
 	sweepSoon = 50 * time.Millisecond
-	// sweepAgain is the distance of sweeps from each other; each one is followed
-	// by a second one, for what was under way during the first.
+	// sweepAgain is the distance of sweeps from each other. One that has a reason,
+	// or finds something, is followed by a second one, for what was under way
+	// during the first.
 	sweepAgain = time.Second
 )
 
@@ -43,8 +44,9 @@ func (s Sweeper) Run(ctx context.Context, resolved <-chan Resolved, all <-chan s
 	var due <-chan time.Time
 	var last time.Time
 	var now, again []netip.Prefix
-	add := func(pods []netip.Prefix) {
-		now = union(now, pods)
+	reason := false
+	add := func(pods []netip.Prefix, hint bool) {
+		now, reason = union(now, pods), reason || hint && len(pods) > 0
 		if due == nil && len(now) > 0 {
 			due = time.After(max(sweepSoon, sweepAgain-time.Since(last)))
 		}
@@ -58,16 +60,18 @@ func (s Sweeper) Run(ctx context.Context, resolved <-chan Resolved, all <-chan s
 				resolved = nil // the periodic sweep remains
 				continue
 			}
-			add(s.podsBehind(r))
+			add(s.podsBehind(r), true)
 		case <-all:
-			add(s.allPods())
+			add(s.allPods(), true)
 		case <-periodic.C:
-			add(s.allPods())
+			add(s.allPods(), false)
 		case <-due:
 			pods := union(now, again)
-			s.sweep(ctx, pods)
+			if !s.sweep(ctx, pods) && !reason {
+				now = nil
+			}
 			last, due = time.Now(), nil
-			again, now = now, nil
+			again, now, reason = now, nil, false
 			if len(again) > 0 {
 				due = time.After(sweepAgain)
 			}
@@ -75,19 +79,21 @@ func (s Sweeper) Run(ctx context.Context, resolved <-chan Resolved, all <-chan s
 	}
 }
 
-func (s Sweeper) sweep(ctx context.Context, pods []netip.Prefix) {
+// sweep tells whether it found something, or may have missed it.
+func (s Sweeper) sweep(ctx context.Context, pods []netip.Prefix) (found bool) {
 	n, err := s.Flows.DeleteUntranslated(ctx, pods)
 	if err != nil && ctx.Err() == nil {
 		s.Log.Error("untranslated connections could not be ended", "err", err)
 	}
 	if n == 0 {
-		return
+		return err != nil
 	}
 	s.Log.Info("untranslated connections ended", "count", n)
 	e := Event{Kind: EventFlush, Subject: "untranslated", Data: flushData{fmt.Sprintf("untranslated connections from %v", pods), n}}
 	if err := s.Audit.EmitAll([]Event{e}); err != nil {
 		s.Log.Error("audit events lost", "count", 1, "err", err)
 	}
+	return true
 }
 
 // podsBehind returns the pod subnets of the node, if Target is the gateway IP

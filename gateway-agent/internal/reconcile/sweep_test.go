@@ -118,7 +118,17 @@ func TestSweeperPace(t *testing.T) {
 		}
 		before := len(b.after(time.Minute))
 		if n := len(b.after(time.Hour)); n != before+2 {
-			t.Errorf("%d sweeps in a quiet hour, want the periodic one and its second", n-before)
+			t.Errorf("%d sweeps in an hour, want the periodic one and, since that found something, its second", n-before)
+		}
+		b.flows.none(true)
+		before = len(b.after(0))
+		if n := len(b.after(time.Hour)); n != before+1 {
+			t.Errorf("%d sweeps in an hour in which there is nothing to find, want the periodic one", n-before)
+		}
+		before = len(b.after(0))
+		b.resolved <- resolvedBy(20, 101)
+		if n := len(b.after(time.Minute)); n != before+2 {
+			t.Errorf("%d sweeps after an event, want two: something may have been under way", n-before)
 		}
 	})
 }
