@@ -85,7 +85,7 @@ fuzz: ## run each fuzz target for FUZZTIME (default 10s)
 	@test/verify/fuzz.sh $(or $(FUZZTIME),10s)
 
 .PHONY: bench
-bench: setup build lab-bin ## measure; figures to build/bench (BENCH=control, datapath, programming; TENANTS=1,1000) (root)
+bench: setup build lab-bin ## measure; figures to build/bench (BENCH=control, datapath, programming, idle; TENANTS=1,1000) (root)
 	@$(BIN)/bench -part $(or $(BENCH),control) $(if $(TENANTS),-tenants $(TENANTS))
 
 .PHONY: chaos

@@ -114,7 +114,7 @@ type announceAdapter struct{ inside, outside *announce.Announcer }
 // refresh for the VM's own MAC; it mends what a router got wrong.
 const (
 	outsidePerSecond = 100
-	outsideBurst     = 50
+	outsideBurst     = outsidePerSecond / 2
 	outsideRefresh   = 5 * time.Minute
 )
 
@@ -181,6 +181,10 @@ type statusAdapter struct{ *bus.StatusWriter }
 func (s statusAdapter) Sync(ctx context.Context, all map[string][]byte) error {
 	_, err := s.StatusWriter.Sync(ctx, all)
 	return err
+}
+
+func (s statusAdapter) Renew(ctx context.Context, key string, record []byte) error {
+	return s.StatusWriter.Renew(ctx, key, record)
 }
 
 type auditAdapter struct{ *bus.Audit }

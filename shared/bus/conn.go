@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"net"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"egress-gateway.io/shared/rhythm"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -39,6 +41,8 @@ type Conn struct {
 	log *slog.Logger
 
 	certFile, caFile string // empty without TLS
+
+	phase time.Duration // of the moments at which it polls
 
 	asyncErrors atomic.Uint64
 	probing     atomic.Bool // the server is being asked whether it is there
@@ -128,7 +132,7 @@ func Connect(ctx context.Context, cfg Config, name string, log *slog.Logger, opt
 	if o.local != nil {
 		cfg.URL, cfg.CAFile, cfg.CertFile, cfg.KeyFile, cfg.TLSFirst = []string{inProcessURL}, "", "", "", false
 	}
-	c := &Conn{log: log, certFile: cfg.CertFile, caFile: cfg.CAFile, changed: make(chan struct{})}
+	c := &Conn{log: log, certFile: cfg.CertFile, caFile: cfg.CAFile, changed: make(chan struct{}), phase: phaseOf(name)}
 	natsOpts, key, err := cfg.options()
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS: %w", err)
@@ -146,6 +150,16 @@ func Connect(ctx context.Context, cfg Config, name string, log *slog.Logger, opt
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
 	return c, nil
+}
+
+// untilPoll returns how long it is until buckets are asked about again: those
+// that one process uses at the same moment, those of different agents at others.
+func (c *Conn) untilPoll() time.Duration { return rhythm.Until(time.Now(), pollEvery, c.phase) }
+
+func phaseOf(name string) time.Duration {
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	return time.Duration(h.Sum32()) % pollEvery
 }
 
 func (c *Conn) options(name string, o connOptions) []nats.Option {

@@ -62,7 +62,7 @@ func (w *StatusWriter) Changed() <-chan struct{} { return w.changed }
 // Run watches the connection and the bucket's identity until ctx ends, and
 // returns ctx's error.
 func (w *StatusWriter) Run(ctx context.Context) error {
-	t := time.NewTicker(pollEvery)
+	t := time.NewTicker(w.conn.untilPoll())
 	defer t.Stop()
 	for {
 		state, changed := w.conn.watch()
@@ -81,6 +81,7 @@ func (w *StatusWriter) Run(ctx context.Context) error {
 			w.doubted = w.opts.Clock().Add(compareEvery)
 			w.mu.Unlock()
 		case <-t.C:
+			t.Reset(w.conn.untilPoll())
 			w.mu.Lock()
 			due := !w.doubted.IsZero() && w.opts.Clock().After(w.doubted)
 			if due {
@@ -176,6 +177,30 @@ func (w *StatusWriter) Sync(ctx context.Context, want map[string][]byte) (SyncRe
 	return res, err
 }
 
+// Renew is Sync for one record, when all others are as the last Sync left them.
+// It fails if that is not known any more, and a Sync of everything is due.
+func (w *StatusWriter) Renew(ctx context.Context, key string, record []byte) error {
+	if !strings.HasPrefix(key, w.gateway+".") {
+		return fmt.Errorf("status key %q is not of gateway %s", key, w.gateway)
+	}
+	w.syncing.Lock()
+	defer w.syncing.Unlock()
+	w.mu.Lock()
+	old, bucket, known := w.written[key], w.bucket, w.written != nil && !w.failed
+	w.mu.Unlock()
+	if !known {
+		return errRecreated
+	}
+	if old != nil && bytes.Equal(old, record) {
+		return nil
+	}
+	err := w.put(ctx, []write{{key: key, value: record}}, bucket)
+	w.mu.Lock()
+	w.failed = err != nil
+	w.mu.Unlock()
+	return err
+}
+
 func (w *StatusWriter) sync(ctx context.Context, want map[string][]byte) (SyncResult, error) {
 	if err := w.learn(ctx); err != nil {
 		return SyncResult{}, err
@@ -190,11 +215,16 @@ func (w *StatusWriter) sync(ctx context.Context, want map[string][]byte) (SyncRe
 	if len(writes) == 0 {
 		return res, nil
 	}
+	return res, w.put(ctx, writes, bucket)
+}
+
+// put writes, and remembers what the bucket then holds.
+func (w *StatusWriter) put(ctx context.Context, writes []write, bucket incarnation) error {
 	revs, err := w.conn.put(ctx, StatusBucket, writes, bucket.ttl)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.written == nil || !w.bucket.created.Equal(bucket.created) {
-		return res, errors.Join(err, errRecreated) // meanwhile; all again
+		return errors.Join(err, errRecreated) // meanwhile; all again
 	}
 	for i, wr := range writes {
 		switch {
@@ -207,7 +237,7 @@ func (w *StatusWriter) sync(ctx context.Context, want map[string][]byte) (SyncRe
 		}
 		w.lastSeq = max(w.lastSeq, revs[i])
 	}
-	return res, err
+	return err
 }
 
 // differences returns what has to be written, by key. Mostly it is one of

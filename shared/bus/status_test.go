@@ -96,6 +96,41 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestStatusRenew: one record is renewed without the others, as long as it is
+// known that these are there.
+func TestStatusRenew(t *testing.T) {
+	t.Parallel()
+	srv := startServer(t)
+	w := startStatusWriter(t, srv.connect("gw1"), "gw1")
+	f := startStatusFollower(t, srv.connect("ca"))
+	key := tenant.SummaryKey("gw1")
+	renewed := func(n int) []byte {
+		return tenant.Encode(tenant.Summary{Schema: tenant.Schema, Gateway: "gw1", Group: "default", Tenants: n, Time: time.Now().UTC()})
+	}
+	if err := w.Renew(within(t), key, renewed(1)); err == nil {
+		t.Error("renewed before anything was written: what an earlier life left stays")
+	}
+	report1(t, w, report("gw1", 2, 1))
+	if err := w.Renew(within(t), key, renewed(77)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the renewed summary", func() bool {
+		s := f.Summaries()
+		return len(s) == 1 && s[0].Tenants == 77
+	})
+	tells(t, f, map[string]int64{"gw1/ns-0": 1, "gw1/ns-1": 1})
+	if res := report1(t, w, report("gw1", 2, 1)); res.Written != 1 || res.Purged != 0 {
+		t.Errorf("after a renewal: %+v", res)
+	}
+	if err := w.Renew(within(t), tenant.SummaryKey("gw2"), renewed(1)); err == nil || !strings.Contains(err.Error(), "not of gateway gw1") {
+		t.Error(err)
+	}
+	w.forget()
+	if err := w.Renew(within(t), key, renewed(1)); err == nil {
+		t.Error("renewed although nobody knows what the bucket holds")
+	}
+}
+
 // A gateway that restarts removes what its earlier life left.
 func TestStatusWriterRestart(t *testing.T) {
 	t.Parallel()

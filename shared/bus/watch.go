@@ -215,7 +215,7 @@ func (w *watcher) session(ctx context.Context) (loaded bool, err error) {
 
 // follow is the life of a session.
 func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream, changed <-chan struct{}) (loaded bool, err error) {
-	tick := time.NewTicker(pollEvery)
+	tick := time.NewTicker(w.conn.untilPoll())
 	defer tick.Stop()
 	age := newOptionalTimer(w.rebuild)
 	defer age.stop()
@@ -249,6 +249,7 @@ func (w *watcher) follow(ctx context.Context, r *reader, stream jetstream.Stream
 				return loaded, err
 			}
 		case <-tick.C:
+			tick.Reset(w.conn.untilPoll())
 			w.feed.tick()
 			w.poll(ctx, r, stream)
 			if !loaded && time.Since(r.progress) > stallAfter {

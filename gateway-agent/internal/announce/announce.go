@@ -31,9 +31,7 @@ type Options struct {
 	// requests, default 100.
 	PerSecond, Requests int
 	// Burst are the packets at once after a pause, default 4; of requests as many
-	// as come together meanwhile. The pause is as long as the pace wants for so
-	// many: refreshes wait for each other so long, since to wake for one costs
-	// more than to send it.
+	// as come together in requestsRest.
 	Burst    int
 	Repeat   int           // announcements of a new address, default 3
 	Interval time.Duration // between these, default 1 s
@@ -66,9 +64,14 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// rest is the time between two wake-ups for refreshes.
+// requestsRest is the time between two wake-ups for nothing but refreshes by
+// requests: to wake for one costs more than to send it.
+const requestsRest = 500 * time.Millisecond
+
+// rest is the same for refreshes by advertisements, which come in bursts. It is
+// as long as the pace wants for one.
 func (o Options) rest() time.Duration {
-	return time.Second * time.Duration(o.Burst) / time.Duration(o.PerSecond)
+	return min(requestsRest, time.Second*time.Duration(o.Burst)/time.Duration(o.PerSecond))
 }
 
 // Announcer sends announcements, paced over all of them. Its methods are safe
@@ -192,7 +195,10 @@ func (a *Announcer) collect(batch []entry, now time.Time) (n int, wait time.Dura
 			continue
 		}
 		if !a.due.anyFresh() {
-			rest := a.o.rest()
+			rest := requestsRest
+			if len(a.due.learned.refresh) > 0 {
+				rest = a.o.rest()
+			}
 			later := now.Add(wait).Round(0)
 			if up := later.Truncate(rest); up.Before(later) {
 				later = up.Add(rest)
@@ -232,7 +238,7 @@ func (a *Announcer) after(e entry, now time.Time) (entry, bool) {
 		return follows, true
 	}
 	// It may have to wait for others, and is not to be late.
-	follows.left, follows.at = 0, now.Add(a.o.Refresh-min(a.o.rest(), a.o.Refresh/2))
+	follows.left, follows.at = 0, now.Add(a.o.Refresh-min(requestsRest, a.o.Refresh/2))
 	return follows, a.kept[e.target]
 }
 

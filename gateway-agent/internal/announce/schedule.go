@@ -37,7 +37,7 @@ type schedule struct {
 }
 
 func newSchedule(o Options, now time.Time) schedule {
-	together := int(o.rest() * time.Duration(o.Requests) / time.Second)
+	together := int(requestsRest * time.Duration(o.Requests) / time.Second)
 	return schedule{
 		requests: queue{pace: newPacer(o.Requests, max(o.Burst, together), now)},
 		learned:  queue{pace: newPacer(o.PerSecond, o.Burst, now)},

@@ -75,6 +75,9 @@ type Prober interface {
 // are withdrawn. The map is the caller's: Sync must not keep it.
 type Statuses interface {
 	Sync(ctx context.Context, all map[string][]byte) error
+	// Renew takes one record after a Sync that took all. It may fail because the
+	// others have to be taken again.
+	Renew(ctx context.Context, key string, record []byte) error
 }
 
 // Event is something to be told for ever.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/rhythm"
 )
 
 const (
@@ -137,7 +138,8 @@ func (c *Claims) Problems() []plan.Problem {
 
 // Run takes claims until ctx ends.
 func (c *Claims) Run(ctx context.Context, claims <-chan Claim) error {
-	expire := time.NewTicker(conflictFor / 12)
+	const every = conflictFor / 12
+	expire := time.NewTicker(rhythm.Until(time.Now(), every, 0))
 	defer expire.Stop()
 	for {
 		select {
@@ -152,6 +154,7 @@ func (c *Claims) Run(ctx context.Context, claims <-chan Claim) error {
 				c.settle()
 			}
 		case <-expire.C:
+			expire.Reset(rhythm.Until(time.Now(), every, 0))
 			c.settle()
 		}
 	}

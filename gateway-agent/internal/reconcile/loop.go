@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/rhythm"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -117,7 +118,7 @@ func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
 	}
 	resync := time.NewTicker(l.Resync)
 	defer resync.Stop()
-	poll := time.NewTicker(confirmPoll)
+	poll := time.NewTicker(rhythm.Until(time.Now(), confirmPoll, 0))
 	defer poll.Stop()
 	delay := firstRetry
 	var again <-chan time.Time
@@ -133,14 +134,14 @@ func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
 		default:
 			again, delay = nil, firstRetry
 		}
-		if !l.wait(ctx, changed, resync.C, again, poll.C) {
+		if !l.wait(ctx, changed, resync.C, again, poll) {
 			return nil
 		}
 	}
 }
 
 // wait returns true when it is time for a pass, false when ctx has ended.
-func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, again, poll <-chan time.Time) bool {
+func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, again <-chan time.Time, poll *time.Ticker) bool {
 	for {
 		select {
 		case <-ctx.Done():
@@ -152,7 +153,8 @@ func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, again,
 		case <-again:
 			l.due = true
 			return true
-		case <-poll:
+		case <-poll.C:
+			poll.Reset(rhythm.Until(time.Now(), confirmPoll, 0))
 			if l.Store.ConfirmPending() {
 				return true
 			}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/rhythm"
 )
 
 // PortTarget is where translated connections go, and the address that they
@@ -118,7 +119,7 @@ func (w *PortWatch) Run(ctx context.Context) error {
 				w.Log.Error("the use of ports can not be watched; trying on", "err", err)
 			}
 		}
-		next := time.NewTimer(pace(w.View().Took, busiest))
+		next := time.NewTimer(rhythm.Until(time.Now(), pace(w.View().Took, busiest), 0))
 		select {
 		case <-ctx.Done():
 			next.Stop()

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/rhythm"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -38,21 +39,24 @@ const reportTimeout = 10 * time.Second
 
 // Run reports whenever due receives and every so often, until ctx ends.
 func (r *Reporter) Run(ctx context.Context, due <-chan struct{}) error {
-	ticker := time.NewTicker(r.Every)
+	ticker := time.NewTicker(rhythm.Until(time.Now(), r.Every, 0))
 	defer ticker.Stop()
 	failing := false
 	for {
+		asked := false
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-due:
+			asked = true
 		case <-ticker.C:
+			ticker.Reset(rhythm.Until(time.Now(), r.Every, 0))
 		}
 		s := r.Snapshot()
 		if s.Pass.Began.IsZero() {
 			continue
 		}
-		err := r.report(ctx, s)
+		err := r.report(ctx, s, asked || failing)
 		if failed := err != nil; failed != failing && ctx.Err() == nil {
 			failing = failed
 			if failed {
@@ -64,10 +68,18 @@ func (r *Reporter) Run(ctx context.Context, due <-chan struct{}) error {
 	}
 }
 
-func (r *Reporter) report(ctx context.Context, s *Snapshot) error {
+// report tells everything, or only the summary if that was done and nothing
+// asks for more.
+func (r *Reporter) report(ctx context.Context, s *Snapshot, everything bool) error {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	return r.Statuses.Sync(ctx, r.records(s))
+	everything = everything || r.of != s
+	all := r.records(s)
+	if everything {
+		return r.Statuses.Sync(ctx, all)
+	}
+	key := tenant.SummaryKey(r.Gateway)
+	return r.Statuses.Renew(ctx, key, all[key])
 }
 
 // records returns everything to report, by key. The map holds until the next call.

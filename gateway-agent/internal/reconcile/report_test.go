@@ -25,7 +25,9 @@ type fakeBucket struct {
 	mu    sync.Mutex
 	all   map[string][]byte
 	syncs int
-	err   error
+	// renewals are not among them.
+	renewals int
+	err      error
 }
 
 func (b *fakeBucket) Sync(_ context.Context, all map[string][]byte) error {
@@ -38,10 +40,24 @@ func (b *fakeBucket) Sync(_ context.Context, all map[string][]byte) error {
 	return nil
 }
 
+// Renew fails unless everything was taken before.
+func (b *fakeBucket) Renew(_ context.Context, key string, record []byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.renewals++; b.err != nil {
+		return b.err
+	}
+	if b.all == nil {
+		return errors.New("of what?")
+	}
+	b.all[key] = record
+	return nil
+}
+
 func (b *fakeBucket) count() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.syncs
+	return b.syncs + b.renewals
 }
 
 func TestReporterRecords(t *testing.T) {
@@ -153,6 +169,32 @@ func TestReporterRun(t *testing.T) {
 		synctest.Wait()
 		if n := bucket.count(); n != 3 {
 			t.Errorf("%d reports after 11 s, want 3: a failure does not end it", n)
+		}
+		bucket.mu.Lock()
+		bucket.err = nil
+		bucket.mu.Unlock()
+		// After a failure everything is told, then the summary alone, until the
+		// snapshot is another or the bus asks.
+		for i, step := range []struct {
+			do              func()
+			syncs, renewals int
+		}{
+			{func() { time.Sleep(5 * time.Second) }, 1, 0},
+			{func() { time.Sleep(10 * time.Second) }, 0, 2},
+			{func() { due <- struct{}{} }, 1, 0},
+			{func() { time.Sleep(5 * time.Second) }, 0, 1},
+			{func() { next := *snap; snap = &next; time.Sleep(5 * time.Second) }, 1, 0},
+		} {
+			syncs, renewals := bucket.syncs, bucket.renewals
+			step.do()
+			synctest.Wait()
+			if s, n := bucket.syncs-syncs, bucket.renewals-renewals; s != step.syncs || n != step.renewals {
+				t.Errorf("step %d: %d reports of everything and %d of the summary, want %d and %d", i, s, n, step.syncs, step.renewals)
+			}
+		}
+		sum, err := tenant.DecodeSummary("gw1.summary", bucket.all["gw1.summary"])
+		if age := time.Since(sum.Time); err != nil || age >= 5*time.Second {
+			t.Errorf("the summary is %s old: %v", age, err)
 		}
 		cancel()
 		if err := <-done; err != nil {

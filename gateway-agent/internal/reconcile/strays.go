@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/rhythm"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -72,7 +73,7 @@ func (s *Strays) Problems() []plan.Problem { return s.View().Problems }
 
 // Run looks once in Every until ctx ends.
 func (s *Strays) Run(ctx context.Context) error {
-	tick := time.NewTicker(s.Every)
+	tick := time.NewTicker(rhythm.Until(time.Now(), s.Every, 0))
 	defer tick.Stop()
 	failing := false
 	for {
@@ -80,6 +81,7 @@ func (s *Strays) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			tick.Reset(rhythm.Until(time.Now(), s.Every, 0))
 		}
 		err := s.look(ctx)
 		if failed := err != nil; failed != failing && ctx.Err() == nil {

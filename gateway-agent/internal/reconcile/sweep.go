@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"egress-gateway.io/shared/rhythm"
 	"egress-gateway.io/shared/tenant"
 )
 
@@ -39,7 +40,7 @@ type Resolved struct{ Node, Target netip.Addr }
 // Run sweeps for the pods of each node that resolves a tenant's gateway IP, and
 // for all pods whenever all receives and once in every, until ctx ends.
 func (s Sweeper) Run(ctx context.Context, resolved <-chan Resolved, all <-chan struct{}, every time.Duration) error {
-	periodic := time.NewTicker(every)
+	periodic := time.NewTicker(rhythm.Until(time.Now(), every, 0))
 	defer periodic.Stop()
 	var due <-chan time.Time
 	var last time.Time
@@ -64,6 +65,7 @@ func (s Sweeper) Run(ctx context.Context, resolved <-chan Resolved, all <-chan s
 		case <-all:
 			add(s.allPods(), true)
 		case <-periodic.C:
+			periodic.Reset(rhythm.Until(time.Now(), every, 0))
 			add(s.allPods(), false)
 		case <-due:
 			pods := union(now, again)
