@@ -75,7 +75,7 @@ func fullScrape() scraped {
 		},
 		tables: func() (kernel.Tables, error) {
 			use := kernel.TableUse{Used: 1, Limit: 2}
-			return kernel.Tables{Conntrack: use, Neighbours: map[tenant.Family]kernel.TableUse{tenant.IPv4: use, tenant.IPv6: use}}, nil
+			return kernel.Tables{Conntrack: use, Buckets: 2, Neighbours: map[tenant.Family]kernel.TableUse{tenant.IPv4: use, tenant.IPv6: use}}, nil
 		},
 	}
 }

@@ -205,6 +205,9 @@ func (s scraped) collectTables(to sink) {
 	}
 	to.gauge("egress_conntrack_entries", "Entries of connection tracking, of everybody.", float64(tables.Conntrack.Used))
 	to.gauge("egress_conntrack_limit", "Entries that connection tracking has room for (nf_conntrack_max).", float64(tables.Conntrack.Limit))
+	if tables.Buckets > 0 {
+		to.gauge("egress_conntrack_buckets", "Lists that connection tracking finds its entries in, each of them twice (nf_conntrack_buckets).", float64(tables.Buckets))
+	}
 	for _, f := range tenant.Families() {
 		use, known := tables.Neighbours[f]
 		if !known {

@@ -6,7 +6,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -118,7 +120,9 @@ type TableUse struct{ Used, Limit int }
 // Tables are the tables of the kernel that can overflow. Neighbours are those of
 // the whole machine.
 type Tables struct {
-	Conntrack  TableUse
+	Conntrack TableUse
+	// Buckets are those of connection tracking, which hold each entry twice.
+	Buckets    int
 	Neighbours map[tenant.Family]TableUse
 }
 
@@ -130,6 +134,9 @@ func (k *Kernel) Tables() (Tables, error) {
 		return out, err
 	}
 	if out.Conntrack.Limit, err = k.number("net/netfilter/nf_conntrack_max"); err != nil {
+		return out, err
+	}
+	if out.Buckets, err = k.number(keyBuckets); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return out, err
 	}
 	for f, where := range map[tenant.Family][2]string{tenant.IPv4: {"arp_cache", "ipv4"}, tenant.IPv6: {"ndisc_cache", "ipv6"}} {

@@ -18,6 +18,17 @@ import (
 const (
 	flowsPerTenant = 1024
 	leastFlows     = 262144
+	// bucketsPerTenant are far fewer than entries could be: each look for the
+	// connections of one tenant goes over all buckets, 5 to 10 ms for 262,144.
+	bucketsPerTenant = 64
+	leastBuckets     = 65536
+	// movedAtMost bounds how many entries the kernel may have to move to other
+	// buckets, for half a microsecond to one each, while all packets wait
+	// (nf_conntrack_hash_resize of net/netfilter/nf_conntrack_core.c).
+	movedAtMost = 10000
+	// crowded is how many entries there are for each bucket, which hold two of
+	// each, when finding one takes longer than it need.
+	crowded        = 4
 	leastNeighbour = 4096
 	perNode        = 2
 	nearlyFull     = 80 // percent
@@ -34,13 +45,16 @@ type Limit struct {
 // RaiseLimits raises the limits of connection tracking and of the neighbour
 // tables to what so many tenants and nodes need; it never lowers one. These
 // limits are the machine's: a network namespace other than its first can not
-// write the first and does not see the others. It returns those that stay low.
+// write those of connection tracking and does not see the others. It returns
+// those that stay low. The buckets of connection tracking are raised only while
+// there are few connections.
 func (k *Kernel) RaiseLimits(tenants, nodes int) []Limit {
 	neighbours := leastNeighbour + perNode*nodes
 	wants := []struct {
 		key   string
 		value int
-	}{{"net/netfilter/nf_conntrack_max", max(leastFlows, flowsPerTenant*tenants)}}
+	}{{"net/netfilter/nf_conntrack_max", max(leastFlows, flowsPerTenant*tenants)},
+		{keyBuckets, max(leastBuckets, bucketsPerTenant*tenants)}}
 	for _, family := range []string{"ipv4", "ipv6"} {
 		// From the top: the kernel collects above the lower two.
 		for i, share := range []int{1, 2, 4} {
@@ -58,6 +72,9 @@ func (k *Kernel) RaiseLimits(tenants, nodes int) []Limit {
 			low = append(low, Limit{w.key, 0, w.value, errNotShown})
 			continue
 		}
+		if err == nil && have < w.value && w.key == keyBuckets {
+			err = k.mayMove()
+		}
 		if err == nil && have < w.value {
 			err = os.WriteFile(filepath.Join(k.sysctl, w.key), []byte(strconv.Itoa(w.value)), 0o644)
 		}
@@ -66,6 +83,17 @@ func (k *Kernel) RaiseLimits(tenants, nodes int) []Limit {
 		}
 	}
 	return low
+}
+
+const keyBuckets = "net/netfilter/nf_conntrack_buckets"
+
+// mayMove fails while there are many connections.
+func (k *Kernel) mayMove() error {
+	entries, err := k.number("net/netfilter/nf_conntrack_count")
+	if err == nil && entries > movedAtMost {
+		err = fmt.Errorf("there are more than %d connections, and moving them would hold up all packets: raise it on the machine (options nf_conntrack hashsize= in /etc/modprobe.d), or start the agent before the traffic", movedAtMost)
+	}
+	return err
 }
 
 var errNotShown = errors.New("this network namespace does not show it: it is set for the whole machine, outside")
@@ -83,6 +111,10 @@ func (k *Kernel) NearlyFull() ([]Check, error) {
 		}
 	}
 	look("connection tracking", tables.Conntrack, "raise net.netfilter.nf_conntrack_max on the machine (not in a network namespace), or look for who makes so many connections: once it is full, new ones fail")
+	if n := tables.Buckets; n > 0 && tables.Conntrack.Used > crowded*n {
+		out = append(out, Check{Name: "buckets of connection tracking", Err: fmt.Errorf("there are more than %d connections for each of %d, and each packet takes longer to find its own", crowded, n),
+			Remedy: "raise net.netfilter.nf_conntrack_buckets on the machine (not in a network namespace) at a quiet time: all packets wait for half a microsecond to one for each connection"})
+	}
 	for _, f := range tenant.Families() {
 		look("neighbours "+f.String(), tables.Neighbours[f], fmt.Sprintf("raise net.ipv%d.neigh.default.gc_thresh3 on the machine: once it is full, hosts can not be reached", f))
 	}

@@ -5,6 +5,7 @@ package kernel_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,8 +34,9 @@ func TestLimits(t *testing.T) {
 		}
 		return strings.TrimSpace(string(b))
 	}
-	const conntrack, neighbours = "net/netfilter/nf_conntrack_max", "net/ipv4/neigh/default/gc_thresh"
+	const conntrack, buckets, neighbours = "net/netfilter/nf_conntrack_max", "net/netfilter/nf_conntrack_buckets", "net/ipv4/neigh/default/gc_thresh"
 	write(conntrack, "262144")
+	write(buckets, "16384")
 	write("net/netfilter/nf_conntrack_count", "3200000")
 	for _, family := range []string{"ipv4", "ipv6"} {
 		for key, value := range map[string]string{"1": "128", "2": "512", "3": "1024"} {
@@ -47,9 +49,24 @@ func TestLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(k.Close)
+	if low := k.RaiseLimits(4000, 500); len(low) != 1 || low[0].Key != buckets || low[0].Value != 16384 || low[0].Wants != 256000 || low[0].Err == nil {
+		t.Errorf("while 3,200,000 entries would have to move to other buckets: %v", low)
+	}
+	if n := read(buckets); n != "16384" {
+		t.Errorf("raised to %s buckets, for which all packets wait", n)
+	}
+	write("net/netfilter/nf_conntrack_count", "10000")
 	if low := k.RaiseLimits(4000, 500); len(low) > 0 {
 		t.Errorf("still low: %v", low)
 	}
+	if n := read(buckets); n != "256000" {
+		t.Errorf("%s buckets", n)
+	}
+	write(buckets, "1048576") // somebody set it higher
+	if k.RaiseLimits(4000, 500); read(buckets) != "1048576" {
+		t.Errorf("lowered to %s buckets", read(buckets))
+	}
+	write("net/netfilter/nf_conntrack_count", "3200000")
 	if c, n3, n2, n1 := read(conntrack), read(neighbours+"3"), read(neighbours+"2"), read(neighbours+"1"); c != "4096000" || n3 != "5096" || n2 != "99999" || n1 != "1274" {
 		t.Errorf("nf_conntrack_max %s, gc_thresh3 %s, 2 %s, 1 %s", c, n3, n2, n1)
 	}
@@ -73,12 +90,19 @@ func TestLimits(t *testing.T) {
 	full("")
 	write("net/netfilter/nf_conntrack_count", "3276800")
 	full("connection tracking")
+	write("net/netfilter/nf_conntrack_count", "3200000")
+	write(buckets, "262144")
+	full("buckets of connection tracking")
 
 	l := newLab(t, "iptables-nft")
 	var low []kernel.Limit
 	l.gw.Do(func() { low = l.kernel.RaiseLimits(4000, 500) })
 	if len(low) == 0 {
 		t.Error("a network namespace of its own could raise the machine's limits")
+	}
+	l.gw.Do(func() { low = l.kernel.RaiseLimits(100_000, 500) }) // more than this machine has buckets for
+	if !slices.ContainsFunc(low, func(l kernel.Limit) bool { return l.Key == buckets }) {
+		t.Errorf("a network namespace of its own could raise the machine's buckets: %v", low)
 	}
 	for _, limit := range low {
 		if limit.Err == nil {
