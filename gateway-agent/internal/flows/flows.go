@@ -24,14 +24,14 @@ import (
 type Flows struct {
 	mu   sync.Mutex // dumps of one socket must not mix
 	conn *conntrack.Conn
+	// dumper is that of Open's namespace; nil after a failure, which has the next
+	// look open another.
+	dumper *dumper
 }
 
 // rounds bounds how often a deletion looks again. A dump can miss an entry that
 // is made, or moved by a resize of the table, while it runs.
 const rounds = 5
-
-// readBuffer holds what the kernel sends ahead of the reader of a large dump.
-const readBuffer = 1 << 20
 
 // Open fails without CAP_NET_ADMIN or nf_conntrack_netlink.
 func Open() (*Flows, error) {
@@ -39,14 +39,24 @@ func Open() (*Flows, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
 	}
-	if err := conn.SetReadBuffer(readBuffer); err != nil {
-		return nil, fmt.Errorf("connection tracking: read buffer: %w", errors.Join(err, conn.Close()))
+	d, err := openDumper()
+	if err != nil {
+		return nil, fmt.Errorf("connection tracking: %w", errors.Join(err, conn.Close()))
 	}
-	return &Flows{conn: conn}, nil
+	return &Flows{conn: conn, dumper: d}, nil
 }
 
-// Close releases the socket.
-func (f *Flows) Close() error { return f.conn.Close() }
+// Close releases the sockets.
+func (f *Flows) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.conn.Close()
+	if f.dumper != nil {
+		err = errors.Join(err, f.dumper.close())
+		f.dumper = nil
+	}
+	return err
+}
 
 // Match says which connections to delete: those that leave with Egress, but
 // not those with KeepMark (0: none is kept), or, without Egress, those that
@@ -75,16 +85,16 @@ func (f *Flows) Delete(ctx context.Context, matches []Match) ([]int, error) {
 			byMark[[2]uint32{m.Mark, m.Mask}] = i
 		}
 	}
-	err := f.deleteAll(ctx, func(e *conntrack.Flow) (int, bool) {
-		if e.Status.SrcNAT() {
-			for _, i := range byEgress[e.TupleReply.IP.DestinationAddress] {
-				if m := matches[i]; m.KeepMark == 0 || e.Mark&m.Mask != m.KeepMark {
+	err := f.deleteAll(ctx, func(e sight) (int, bool) {
+		if e.status&statusSourceNAT != 0 {
+			for _, i := range byEgress[e.egress] {
+				if m := matches[i]; m.KeepMark == 0 || e.mark&m.Mask != m.KeepMark {
 					return i, true
 				}
 			}
 		}
 		for mask := range masks {
-			if i, ok := byMark[[2]uint32{e.Mark & mask, mask}]; ok {
+			if i, ok := byMark[[2]uint32{e.mark & mask, mask}]; ok {
 				return i, true
 			}
 		}
@@ -100,9 +110,8 @@ func (f *Flows) DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (in
 	local := sync.OnceValues(localAddrs) // thousands with thousands of tenants, and seldom needed
 	var unread error
 	counts := make([]int, 1)
-	err := f.deleteAll(ctx, func(e *conntrack.Flow) (int, bool) {
-		src := e.TupleOrig.IP.SourceAddress
-		if src != e.TupleReply.IP.DestinationAddress || !slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Contains(src) }) {
+	err := f.deleteAll(ctx, func(e sight) (int, bool) {
+		if e.source != e.egress || !slices.ContainsFunc(pods, func(p netip.Prefix) bool { return p.Contains(e.source) }) {
 			return 0, false
 		}
 		own, err := local()
@@ -110,7 +119,7 @@ func (f *Flows) DeleteUntranslated(ctx context.Context, pods []netip.Prefix) (in
 			unread = err
 			return 0, false
 		}
-		return 0, !own[e.TupleOrig.IP.DestinationAddress]
+		return 0, !own[e.destination]
 	}, counts)
 	err = errors.Join(err, unread)
 	return counts[0], wrap(err, "delete untranslated connections of %v", pods)
@@ -153,36 +162,54 @@ func (f *Flows) Count(context.Context) (int, error) {
 
 // deleteAll deletes the entries that match picks, until a look finds nothing
 // more. It counts them at the index that match returns.
-func (f *Flows) deleteAll(ctx context.Context, match func(*conntrack.Flow) (int, bool), counts []int) error {
+func (f *Flows) deleteAll(ctx context.Context, match func(sight) (int, bool), counts []int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for range rounds {
-		entries, err := f.conn.Dump(nil)
+		found, err := f.find(ctx, match)
 		if err != nil {
 			return err
 		}
-		found := 0
-		for i := range entries {
-			at, ok := match(&entries[i])
-			if !ok {
-				continue
-			}
+		for _, e := range found {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			found++
-			switch err := f.conn.Delete(key(entries[i])); {
+			switch err := f.conn.Delete(e.flow); {
 			case err == nil:
-				counts[at]++
+				counts[e.at]++
 			case !errors.Is(err, unix.ENOENT):
 				return err
 			}
 		}
-		if found == 0 {
+		if len(found) == 0 {
 			break
 		}
 	}
 	return nil
+}
+
+// found is an entry that match has picked, and the index it returned.
+type found struct {
+	at   int
+	flow conntrack.Flow
+}
+
+// find returns the entries that match picks. f.mu is held.
+func (f *Flows) find(ctx context.Context, match func(sight) (int, bool)) (list []found, err error) {
+	var failed error
+	err = f.look(ctx, func(s sight, message []byte) {
+		at, ok := match(s)
+		if !ok {
+			return
+		}
+		flow, err := flowOf(message)
+		if err != nil {
+			failed = err
+			return
+		}
+		list = append(list, found{at, flow})
+	})
+	return list, errors.Join(err, failed)
 }
 
 // key reduces an entry to what identifies it. The id makes sure that it is not

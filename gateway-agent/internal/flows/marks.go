@@ -13,15 +13,11 @@ import (
 func (f *Flows) MarksOf(ctx context.Context, sources map[netip.Addr]bool, mask uint32) (map[netip.Addr]uint32, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	entries, err := f.conn.Dump(nil)
-	if err != nil {
-		return nil, wrap(err, "look for the marks of connections")
-	}
 	out := make(map[netip.Addr]uint32, len(sources))
-	for _, e := range entries {
-		if src := e.TupleOrig.IP.SourceAddress; sources[src] && e.Mark&mask != 0 {
-			out[src] = e.Mark & mask
+	err := f.look(ctx, func(s sight, _ []byte) {
+		if sources[s.source] && s.mark&mask != 0 {
+			out[s.source] = s.mark & mask
 		}
-	}
-	return out, ctx.Err()
+	})
+	return out, wrap(err, "look for the marks of connections")
 }
