@@ -38,7 +38,7 @@ var ours = map[string][]string{
 	"shared/natsconf":                  {"shared/bus", "shared/tenant"},
 	"gateway-agent":                    {"gateway-agent/internal/...", "shared/..."},
 	"gateway-agent/internal/plan":      {"shared/tenant"},
-	"gateway-agent/internal/kernel":    {"gateway-agent/internal/plan", "shared/tenant"},
+	"gateway-agent/internal/kernel":    {"gateway-agent/internal/plan", "shared/rhythm", "shared/tenant"},
 	"gateway-agent/internal/flows":     nil,
 	"gateway-agent/internal/announce":  nil,
 	"gateway-agent/internal/reconcile": {"gateway-agent/internal/plan", "shared/rhythm", "shared/tenant"},

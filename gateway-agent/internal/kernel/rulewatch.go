@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"egress-gateway.io/shared/rhythm"
 )
 
 const (
@@ -77,7 +79,7 @@ func (w *ruleWatch) changed() (bool, error) {
 // nftables, and those of iptables-nft. Safe for concurrent use with all other
 // methods but Close.
 func (k *Kernel) WatchRules(ctx context.Context, report func()) error {
-	tick := time.NewTicker(rulesEvery)
+	tick := time.NewTimer(rhythm.Until(time.Now(), rulesEvery, 0))
 	defer tick.Stop()
 	var next time.Time
 	failing := false
@@ -85,7 +87,9 @@ func (k *Kernel) WatchRules(ctx context.Context, report func()) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-tick.C:
+		case <-tick.C:
+			now := time.Now()
+			tick.Reset(rhythm.Until(now, rulesEvery, 0))
 			if now.Before(next) {
 				continue
 			}
