@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
 const (
@@ -37,15 +38,16 @@ func (w *watched) looked(generation uint32, valid bool) {
 
 // disturbed tells whether somebody else has changed a guard since the last look:
 // a row of steps may take seconds, and was planned for guards that stand. As long
-// as nobody changes any rule, it costs a request every now and then; the
-// chains of iptables-legacy, whose changes nobody counts, are read.
+// as nobody changes any rule, it costs a request every now and then, and a look
+// at the fingerprints of iptables-legacy.
 func (k *Kernel) disturbed(ctx context.Context) bool {
 	began := time.Now()
 	if k.seen.chains == nil || began.Before(k.watched.next) {
 		return false
 	}
 	generation, err := k.rulesGeneration()
-	if err == nil && generation == k.watched.generation && !k.hasLegacy() {
+	changed := func(f tenant.Family) bool { return !k.legacySame(f) }
+	if err == nil && generation == k.watched.generation && !slices.ContainsFunc(k.legacyFamilies(), changed) {
 		k.watched.next = began.Add(disturbedEvery)
 		return false
 	}

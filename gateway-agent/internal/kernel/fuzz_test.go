@@ -3,6 +3,8 @@
 package kernel
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"strings"
 	"testing"
@@ -51,6 +53,37 @@ func FuzzElement(f *testing.F) {
 		}
 		if element(json.RawMessage(text), prefixes) == "" {
 			t.Errorf("%s became nothing", text)
+		}
+	})
+}
+
+// What the kernel holds of iptables-legacy is walked through by lengths that are in
+// it; what is no such table is told, and nothing of it is read beyond its end.
+func FuzzForgetCounters(f *testing.F) {
+	entry := func(f tenant.Family, size int) []byte {
+		at := layoutOf(f)
+		b := make([]byte, size)
+		binary.NativeEndian.PutUint16(b[at.next:], uint16(size))
+		b[at.counters] = 7
+		return b
+	}
+	f.Add(append(entry(tenant.IPv4, 152), entry(tenant.IPv4, 176)...), false)
+	f.Add(append(entry(tenant.IPv6, 208), entry(tenant.IPv6, 400)...), true)
+	f.Add(entry(tenant.IPv4, 152)[:120], false)
+	f.Fuzz(func(t *testing.T, entries []byte, six bool) {
+		at := layoutOf(tenant.IPv4)
+		if six {
+			at = layoutOf(tenant.IPv6)
+		}
+		before := bytes.Clone(entries)
+		if !forgetCounters(entries, at) || len(entries) == 0 {
+			return
+		}
+		if first := entries[at.counters : at.counters+counterLen]; !bytes.Equal(first, make([]byte, counterLen)) {
+			t.Errorf("the first entry keeps its counters: %x", first)
+		}
+		if !bytes.Equal(before[:at.counters], entries[:at.counters]) || !forgetCounters(entries, at) {
+			t.Error("more than counters has changed")
 		}
 	})
 }

@@ -43,21 +43,26 @@ type rulesLook struct {
 	before            uint32 // their number
 	counted           error
 	save              map[tenant.Family]*command
-	guard, neighbours listing // without a command where nothing has to be read
+	prints            map[tenant.Family]uint64 // of iptables-legacy, before that
+	guard, neighbours listing                  // without a command where nothing has to be read
 }
 
-// startRules begins a look at the rules. What iptables-legacy writes is not
-// counted, and is read each time; so are all of them afresh, if steps were
-// carried over since, and the neighbours where a NIC may have taken them away.
+// startRules begins a look at the rules. Nobody counts what iptables-legacy does
+// to its own: they are compared with their fingerprints. All are read afresh, if
+// steps were carried over since, and the neighbours where a NIC may have taken
+// them away.
 func (k *Kernel) startRules(ctx context.Context, afresh, neighbours bool) *rulesLook {
-	l := &rulesLook{save: make(map[tenant.Family]*command)}
+	l := &rulesLook{save: make(map[tenant.Family]*command), prints: make(map[tenant.Family]uint64)}
 	l.before, l.counted = k.rulesGeneration()
 	l.known = l.counted == nil && k.seen.valid && k.seen.generation == l.before && !(afresh && k.seen.derived)
 	if !l.known {
 		l.guard = k.startListing(ctx, "inet", plan.GuardTable)
 	}
 	for f, t := range k.tables {
-		if !l.known || t.legacy() {
+		if !l.known || t.legacy() && !k.legacySame(f) {
+			if t.legacy() {
+				l.prints[f], _ = k.prints.of(f, k.seen.chains)
+			}
 			l.save[f] = start(ctx, nil, t.save)
 		}
 	}
@@ -96,6 +101,12 @@ func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
 	if err != nil {
 		return false, err
 	}
+	for f, before := range l.prints {
+		delete(k.prints.seen, f)
+		if after, ok := k.prints.of(f, now.chains); ok && after == before {
+			k.prints.seen[f] = after
+		}
+	}
 	// A transaction between the two may or may not be in what was read.
 	after, failed := k.rulesGeneration()
 	now.valid = l.counted == nil && failed == nil && after == l.before
@@ -110,14 +121,16 @@ func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
 	return old.chains != nil && now.equal(old), nil
 }
 
-// hasLegacy tells whether rules stand where the kernel does not count changes.
-func (k *Kernel) hasLegacy() bool {
-	for _, t := range k.tables {
+// legacyFamilies are those whose rules stand where the kernel does not count
+// changes.
+func (k *Kernel) legacyFamilies() []tenant.Family {
+	var out []tenant.Family
+	for f, t := range k.tables {
 		if t.legacy() {
-			return true
+			out = append(out, f)
 		}
 	}
-	return false
+	return out
 }
 
 // carryFamily takes over the chains of a family that need not be read.

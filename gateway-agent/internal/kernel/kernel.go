@@ -57,6 +57,7 @@ type Kernel struct {
 	missed  bool // something changed that a step did not make, and no Look has told yet
 	watched watched
 	rules   *ruleWatch
+	prints  *fingerprints
 	// unprotected says that a guard or sysctl could not be set since Observe.
 	unprotected bool
 }
@@ -108,6 +109,9 @@ func New(host plan.Host, o Options) (*Kernel, error) {
 	if k.rules, err = openRuleWatch(); err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
+	if k.prints, err = openFingerprints(k.legacyFamilies()); err != nil {
+		k.log.Warn("the rules of iptables-legacy are read at each look, as no raw socket could be opened; give the container NET_RAW", "err", err)
+	}
 	return k, nil
 }
 
@@ -139,6 +143,9 @@ func (k *Kernel) Close() {
 		}
 	}
 	k.closeNFT()
+	if err := k.prints.close(); err != nil {
+		k.log.Debug("close the sockets towards iptables-legacy", "err", err)
+	}
 	k.notices.file.Close()
 }
 

@@ -32,8 +32,9 @@ type Sight struct {
 // of the host. Afresh, it reads everything. Else it reads only what may have
 // changed since the last look: the kernel tells of each change of a link, an
 // address or a route of ours (notices), and counts those of the rules
-// (generation); sysctls, and the rules of iptables-legacy, are read each time.
-// So it costs next to nothing where nothing has changed.
+// (generation); those of iptables-legacy are compared with their fingerprints, and
+// sysctls are read each time. So it costs next to nothing where nothing has
+// changed.
 func (k *Kernel) Look(ctx context.Context, afresh bool) (Sight, error) {
 	defer k.rules.begin()()
 	began := time.Now()

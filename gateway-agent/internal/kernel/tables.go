@@ -109,11 +109,14 @@ func (t *tables) load(ctx context.Context, steps []plan.Step) error {
 
 // load carries out rule steps of one family, and keeps what is known of the
 // rules true.
-func (k *Kernel) load(ctx context.Context, t *tables, steps []plan.Step) error {
+func (k *Kernel) load(ctx context.Context, t *tables, steps []plan.Step) (err error) {
 	transactions := 0
-	if !t.legacy() {
+	f, _ := plan.RuleFamily(steps[0])
+	if t.legacy() {
+		known := k.legacySame(f)
+		defer func() { k.legacyLoaded(f, known && err == nil) }()
+	} else {
 		if deletionsOnly(steps) {
-			f, _ := plan.RuleFamily(steps[0])
 			if known, err := k.unrule(f, steps); known || err != nil {
 				return err
 			}
