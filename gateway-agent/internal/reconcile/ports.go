@@ -95,6 +95,7 @@ type PortWatch struct {
 	// Changed is told when the problems or the spills are others than before.
 	Changed func()
 
+	seen     *Snapshot // whose tenants the view holds
 	levels   map[PortTarget]portState
 	spilling map[PortTarget]netip.Addr // the address that new connections take
 	view     atomic.Pointer[PortsView]
@@ -188,7 +189,32 @@ func (w *PortWatch) Look(ctx context.Context) (busiest float64, err error) {
 // resting tells whether the table need not be looked at if it holds little.
 func (w *PortWatch) resting(now time.Time) bool {
 	counted := w.View().Counted
-	return len(w.levels)+len(w.spilling) == 0 && !counted.IsZero() && now.Sub(counted) < portsRest
+	return len(w.levels)+len(w.spilling) == 0 && !counted.IsZero() && now.Sub(counted) < portsRest && w.sameTenants()
+}
+
+// sameTenants tells whether the table was looked at for just the tenants that
+// there are now: the metrics of a new one do not wait.
+func (w *PortWatch) sameTenants() bool {
+	s := w.Snapshot()
+	if s == w.seen {
+		return true
+	}
+	counted, n := w.View().Tenants, 0
+	for cluster, c := range s.Memory.Clusters {
+		for name, e := range c.Tenants {
+			if e.Number == 0 {
+				continue
+			}
+			if _, ok := counted[Ref{cluster, name}]; !ok {
+				return false
+			}
+			n++
+		}
+	}
+	if n == len(counted) {
+		w.seen = s
+	}
+	return n == len(counted)
 }
 
 // glance is a look that leaves the table alone: no target has so many

@@ -184,6 +184,13 @@ func TestPortWatchPace(t *testing.T) {
 		if n := looks(5 * time.Minute); n < 5 || n > 6 {
 			t.Errorf("hardly any connections: %d looks at the table in five minutes", n)
 		}
+		more := *b.Snapshot()
+		more.Memory = more.Memory.clone()
+		more.Memory.Clusters["c1"].Tenants["green"] = Entry{Number: 3}
+		b.PortWatch.Snapshot = func() *Snapshot { return &more }
+		if n := looks(11 * time.Second); n != 1 || len(b.View().Tenants) != 3 {
+			t.Errorf("one more tenant: %d looks at the table, of %d tenants", n, len(b.View().Tenants))
+		}
 		b.usage.Marks = map[uint32]PortUse{0x100000: {Used: 499}}
 		b.lost.Dropped = 7
 		if n := looks(11 * time.Second); n > 1 || b.View().Entries != 499 || b.View().Lost.Dropped != 7 {
