@@ -16,8 +16,8 @@ import (
 const (
 	// rulesEvery is how often the number of the ruleset is asked for. To be told of
 	// each transaction would have the kernel write notices of all that is in it,
-	// thousands of rules at the start.
-	rulesEvery = 200 * time.Millisecond
+	// thousands of rules at the start. Announcements wake the agent every other time.
+	rulesEvery = 250 * time.Millisecond
 	// rulesPause is the least time between two reports, rulesShare how many times
 	// as long as the last look at all rules took: others may change theirs all the
 	// time.
