@@ -6,12 +6,29 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"egress-gateway.io/shared/tenant"
 )
 
 // binding lets new connections with a mark leave with an address.
 type binding struct {
 	mark uint32
 	ip   netip.Addr
+}
+
+// bound returns the bindings that the trees and the maps hold, each with its
+// tenant; "" if that of a map is not known.
+func (s State) bound(mask uint32) map[binding]string {
+	out := boundIn(s.Chains)
+	for _, f := range tenant.Families() {
+		for e := range s.Guard.Sets[setName(mapTranslate, f)] {
+			b := parseTranslate(e)
+			if _, known := out[b]; !known && b.ip.IsValid() {
+				out[b] = s.Links[LinkName(NumberOf(mask, b.mark))].Tenant
+			}
+		}
+	}
+	return out
 }
 
 // boundIn returns the bindings that the SNAT trees hold, each with its tenant.

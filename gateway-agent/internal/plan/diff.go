@@ -35,6 +35,8 @@ import (
 //	links that go                        the kernel takes its time, 20 ms
 //	the way of neighbour requests to links, then links and gateway IPs that
 //	  come, announcements
+//	the trees' branches of tenants that      the maps serve these already
+//	  are new and have one address
 //	what is left of that way, of chains and guard
 func Diff(want, have State) []Step {
 	d := differ{want: want, have: have, early: make(map[string]bool)}
@@ -57,6 +59,7 @@ func Diff(want, have State) []Step {
 	d.linksGone()
 	d.neighboursCome()
 	d.linksCome()
+	d.treesCome()
 	d.neighboursGo()
 	d.chainsGo()
 	d.guardLast()
@@ -71,11 +74,14 @@ type differ struct {
 	mask       uint32
 	// wantBound and haveBound are who may leave with which address.
 	wantBound, haveBound map[binding]string
+	inTrees              map[binding]bool // of haveBound those that the trees hold
 	// wantMark is the mark that an egress IP will belong to.
 	wantMark map[netip.Addr]uint32
 	// mid are the chains after unbind, early the elements that are removed by then.
 	mid   map[ChainID][]string
 	early map[string]bool
+	// late is what comes into the trees after all else.
+	late []Step
 	// suspended are the marks that have a binding which ends early: they are given
 	// to nobody until the next one stands.
 	suspended map[tenant.Family]map[uint32]bool
@@ -85,7 +91,11 @@ func (d *differ) add(s ...Step) { d.steps = append(d.steps, s...) }
 
 func (d *differ) bindings() {
 	d.mask = cmp.Or(d.want.MarkMask, d.have.MarkMask)
-	d.wantBound, d.haveBound = boundIn(d.want.Chains), boundIn(d.have.Chains)
+	d.wantBound, d.haveBound = d.want.bound(d.mask), d.have.bound(d.mask)
+	d.inTrees = make(map[binding]bool)
+	for b := range boundIn(d.have.Chains) {
+		d.inTrees[b] = true
+	}
 	d.wantMark = make(map[netip.Addr]uint32, len(d.wantBound))
 	for b := range d.wantBound {
 		d.wantMark[b.ip] = b.mark

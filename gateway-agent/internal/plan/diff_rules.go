@@ -87,7 +87,7 @@ func (d *differ) disown() {
 	gone := make(map[string]string) // bindings, as the elements name them, with their tenants
 	for b, id := range d.haveBound {
 		_, wanted := d.wantBound[b]
-		if d.contested(b) || !wanted && owners[b.mark] != id {
+		if d.contested(b) || !wanted && (id == "" || owners[b.mark] != id) {
 			gone[staleElement(b.mark, b.ip)] = id
 		}
 	}
@@ -142,22 +142,24 @@ func (d *differ) handOver() {
 }
 
 // rulesCome makes all chains that are wanted, filter first: the guard stands
-// before anything is translated, and translation before anything is marked.
+// before anything is translated, and translation before anything is marked. What
+// treesLate finds is left to treesCome.
 func (d *differ) rulesCome() {
 	ids := sortedFunc(d.want.Chains, func(a, b ChainID) int {
 		return cmp.Or(cmp.Compare(a.Family, b.Family), rank(a)-rank(b), compareChain(a, b))
 	})
+	var chains, leaves []Step
 	for _, id := range ids {
 		if _, exists := d.mid[id]; !exists {
-			d.add(NewChain{id})
+			chains = append(chains, NewChain{id})
 		}
 	}
-	var leaves []Step
+	var lists []Step
 	for _, id := range ids {
 		want, have := d.want.Chains[id], d.mid[id]
 		if ordered(id.Name) {
 			if !slices.Equal(want, have) {
-				d.add(SetChain{id, want})
+				lists = append(lists, SetChain{id, want})
 			}
 			continue
 		}
@@ -170,12 +172,73 @@ func (d *differ) rulesCome() {
 		}
 	}
 	slices.SortStableFunc(leaves, func(a, b Step) int { return cmp.Compare(a.Tenant(), b.Tenant()) })
-	d.add(leaves...)
+	if d.treesLate(leaves) {
+		for _, s := range slices.Concat(chains, leaves) {
+			if inBranch(s) {
+				d.late = append(d.late, s)
+			}
+		}
+		chains, leaves = slices.DeleteFunc(chains, inBranch), slices.DeleteFunc(leaves, inBranch)
+	}
+	d.add(slices.Concat(chains, lists, leaves)...)
 	for _, id := range sortedFunc(d.want.Hooks, compareChain) {
 		if want, have := d.want.Hooks[id], d.have.Hooks[id]; !slices.Equal(want, have) {
 			d.add(SetHook{id, want[0].Rule, hookRules(have)})
 		}
 	}
+}
+
+// treesLate tells whether the trees may come after all else: what comes into
+// them is about tenants whose links are still to come, and which the maps serve.
+// The trees are their second line: until it stands, what the maps do not take is
+// refused.
+func (d *differ) treesLate(steps []Step) bool {
+	for _, s := range steps {
+		if !inTree(s) {
+			continue
+		}
+		a, adds := s.(AddRule)
+		if !adds {
+			return false
+		}
+		mark, leaf := ruleMark(a.Rule)
+		if !leaf {
+			continue // a jump
+		}
+		link := LinkName(NumberOf(d.mask, mark))
+		if _, there := d.have.Links[link]; there {
+			return false
+		}
+		set, element := setName(mapLinks, a.ID.Family), linkElement(link, mark)
+		if b, translates := parseBinding(a.Rule); translates {
+			set, element = setName(mapTranslate, a.ID.Family), translateElement(b.mark, b.ip)
+		}
+		if _, served := d.want.Guard.Sets[set][element]; !served {
+			return false
+		}
+	}
+	return true
+}
+
+func (d *differ) treesCome() { d.add(d.late...) }
+
+// inTree tells the steps about chains of the trees; inBranch those of them that
+// other chains do not need.
+func inTree(s Step) bool {
+	switch s := s.(type) {
+	case NewChain:
+		return isTree(s.ID.Name, chainMTree) || isTree(s.ID.Name, chainSTree)
+	case AddRule:
+		return isTree(s.ID.Name, chainMTree) || isTree(s.ID.Name, chainSTree)
+	case DelRule:
+		return isTree(s.ID.Name, chainMTree) || isTree(s.ID.Name, chainSTree)
+	}
+	return false
+}
+
+func inBranch(s Step) bool {
+	c, makes := s.(NewChain)
+	return inTree(s) && !(makes && isRoot(c.ID.Name))
 }
 
 // compareRules compares two sets of rules. A rule that stands twice in have is

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"egress-gateway.io/shared/tenant"
@@ -50,6 +51,11 @@ func addressElement(ip netip.Addr, mark uint32) string { return fmt.Sprintf("%s 
 func keyOf(element string) string {
 	key, _, _ := strings.Cut(element, " : ")
 	return key
+}
+
+func (d *differ) inMaps(b binding) bool {
+	_, there := d.have.Guard.Sets[setName(mapTranslate, tenant.FamilyOf(b.ip))][translateElement(b.mark, b.ip)]
+	return there
 }
 
 // translates tells the maps that bind marks to addresses, as leaf rules of the
@@ -118,7 +124,7 @@ func (d *differ) unmark() {
 		d.suspended[f] = make(map[uint32]bool)
 	}
 	for b, id := range d.haveBound {
-		if d.contested(b) || owners[b.mark] != id {
+		if d.contested(b) || owners[b.mark] != id || !d.inTrees[b] && d.wantBound[b] == "" {
 			d.suspended[tenant.FamilyOf(b.ip)][b.mark] = true
 		}
 	}
@@ -144,9 +150,19 @@ func (d *differ) marked(f tenant.Family, mark uint32) bool {
 }
 
 // untranslate takes from the maps what is no longer right, or is to be another
-// tenant's, and translateCome adds what comes: the trees hold it before and after.
+// tenant's, and translateCome adds what comes. The trees hold it
+// before and after. What only one of both holds (trees: several addresses; maps: a
+// pass ended before treesCome) and goes has its connections ended now: that keeps
+// what follows out of the transaction in which the marks went.
 func (d *differ) untranslate() {
 	owners := d.owners()
+	for _, b := range slices.SortedFunc(maps.Keys(d.haveBound), compareBinding) {
+		id, trees, maps := d.haveBound[b], d.inTrees[b], d.inMaps(b)
+		goes := d.contested(b) || owners[b.mark] != id || !trees && d.wantBound[b] == ""
+		if goes && trees != maps {
+			d.add(DeleteEgressFlows{Of: id, Egress: b.ip})
+		}
+	}
 	for _, set := range sorted(d.have.Guard.Sets) {
 		if !translates(set) {
 			continue

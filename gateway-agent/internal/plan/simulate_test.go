@@ -253,29 +253,12 @@ func (w *world) referred(id ChainID) bool {
 // traffic opens a connection for each tenant that can, and returns what would
 // go wrong on the wire.
 func (w *world) traffic() error {
-	s := w.state
-	marked := make(map[uint32]bool)
-	for id, rules := range s.Chains {
-		if !isTree(id.Name, chainMTree) {
-			continue
-		}
-		for _, r := range rules {
-			link, _ := ruleValue(r, "-i")
-			if m, ok := ruleMark(r); ok && s.Links[link].Ready {
-				marked[m] = true
-			}
-		}
-	}
-	bound := boundIn(s.Chains)
-	for _, f := range tenant.Families() {
-		for e := range s.Guard.Sets[setName(mapTranslate, f)] {
-			if b := parseTranslate(e); bound[b] == "" && !w.damaged {
-				return fmt.Errorf("a map translates by %q, the trees do not", e)
-			}
-		}
+	bound, marked := w.state.bound(testHost().MarkMask), w.marked()
+	if w.damaged {
+		bound = boundIn(w.state.Chains)
 	}
 	for b := range bound {
-		if marked[b.mark] && w.guarded(b) {
+		if marked[given{tenant.FamilyOf(b.ip), b.mark}] && w.guarded(b) {
 			w.flows[b] = true
 		}
 	}
