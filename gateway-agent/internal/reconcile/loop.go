@@ -90,6 +90,8 @@ type Loop struct {
 	damaged  []plan.Problem // of the disk copy, until the bus has told otherwise
 	onLink   []netip.Prefix // of the internal NIC, when last seen
 	statuses map[Ref]tenant.Status
+	concerns map[Ref]bool // whose entries changed since statuses were made
+	clear    bool         // nothing had failed then
 	reported map[plan.Problem]bool
 	answers  map[netip.Addr]answer // to probes
 	free     map[netip.Addr]bool   // nobody answered for them during this pass
@@ -210,6 +212,7 @@ func (l *Loop) restore(ctx context.Context) error {
 // begin makes m the memory.
 func (l *Loop) begin(m Memory) {
 	l.memory, l.altered, l.index = m, true, plan.Index{}
+	l.concerns, l.clear = map[Ref]bool{}, false
 	for _, t := range tenantsOf(m) {
 		l.index.Set(plan.TenantID(t.Cluster, t.Name), &t)
 	}

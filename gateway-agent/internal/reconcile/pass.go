@@ -249,6 +249,20 @@ func (l *Loop) take(changes *delta) {
 		return
 	}
 	l.altered = true
+	for _, list := range [][]Removal{l.memory.Departing, changes.Departing} {
+		for _, gone := range list {
+			l.concerns[gone.Ref] = true
+		}
+	}
+	for cluster, c := range changes.Clusters {
+		if c == nil {
+			l.clear = false // it goes with its tenants
+			continue
+		}
+		for name := range c.Tenants {
+			l.concerns[Ref{cluster, name}] = true
+		}
+	}
 	changes.apply(&l.memory)
 }
 

@@ -240,7 +240,7 @@ func TestWarningsDoNotFail(t *testing.T) {
 	} {
 		l := NewLoop(Options{Clock: time.Now})
 		l.memory = Memory{Clusters: map[string]Cluster{"c1": {Tenants: map[string]Entry{"t": {}}}}}
-		st := l.statusesOf(result{}, c.problems, nil)[Ref{"c1", "t"}]
+		st := l.statusesOf(l.memory.Refs(), false, result{}, c.problems, nil)[Ref{"c1", "t"}]
 		if st.Programmed != c.programmed || st.Reason != c.reason {
 			t.Errorf("%v: programmed %v, %s", c.problems, st.Programmed, st.Reason)
 		}

@@ -3,8 +3,10 @@
 package reconcile
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
@@ -45,8 +47,10 @@ func (s *Snapshot) Counts() (programmed, failed, held int) {
 // log and in the audit, there only what has changed.
 func (l *Loop) publish(res result, p Pass) {
 	problems := slices.Concat(l.damaged, res.problems, l.Trouble())
-	statuses := l.statusesOf(res, problems, p.Err)
-	l.tellPrograms(statuses, res.touched)
+	refs, only := l.concerned(res, problems, p.Err)
+	statuses := l.statusesOf(refs, only, res, problems, p.Err)
+	l.concerns, l.clear = map[Ref]bool{}, p.Err == nil && len(res.failures) == 0
+	l.tellPrograms(refs, statuses, res.touched)
 	l.tellProblems(problems)
 	l.statuses = statuses
 	addresses := res.host.Own
@@ -63,9 +67,33 @@ func (l *Loop) publish(res result, p Pass) {
 	l.snapshot.Store(snap)
 }
 
+// concerned returns, in order, the tenants whose status may differ from what was
+// published last; only is false if these are all.
+func (l *Loop) concerned(res result, problems []plan.Problem, err error) (refs []Ref, only bool) {
+	if err != nil || len(res.failures) > 0 || !l.clear {
+		return l.memory.Refs(), false
+	}
+	set := maps.Clone(l.concerns)
+	for p := range l.reported {
+		set[Ref{p.Cluster, p.Tenant}] = true
+	}
+	for _, p := range problems {
+		set[Ref{p.Cluster, p.Tenant}] = true
+	}
+	for id := range res.touched {
+		cluster, name, _ := strings.Cut(id, "/")
+		set[Ref{cluster, name}] = true
+	}
+	maps.DeleteFunc(set, func(r Ref, _ bool) bool { return r.Name == "" }) // problems of nobody
+	return slices.SortedFunc(maps.Keys(set), compareRefs), true
+}
+
 // statusesOf says of each tenant whether the kernel holds all that its record
-// asks for.
-func (l *Loop) statusesOf(res result, problems []plan.Problem, err error) map[Ref]tenant.Status {
+// asks for. If only refs are concerned, the others are as they were.
+func (l *Loop) statusesOf(refs []Ref, only bool, res result, problems []plan.Problem, err error) map[Ref]tenant.Status {
+	if only && len(refs) == 0 {
+		return l.statuses
+	}
 	byTenant := map[Ref]plan.Problem{}
 	for _, p := range slices.Backward(problems) {
 		ref := Ref{p.Cluster, p.Tenant}
@@ -73,9 +101,16 @@ func (l *Loop) statusesOf(res result, problems []plan.Problem, err error) map[Re
 			byTenant[ref] = p // the first one wins, but no warning hides a failure
 		}
 	}
-	out := map[Ref]tenant.Status{}
-	for _, r := range l.memory.Refs() {
-		e, _ := l.memory.Entry(r)
+	out := make(map[Ref]tenant.Status, len(refs))
+	if only {
+		out = maps.Clone(l.statuses)
+	}
+	for _, r := range refs {
+		e, known := l.memory.Entry(r)
+		if !known {
+			delete(out, r)
+			continue
+		}
 		st := tenant.Status{
 			Schema: tenant.Schema, Gateway: l.Gateway, Cluster: r.Cluster, Name: r.Name,
 			UID: e.Record.UID, Generation: e.Record.Generation, Time: l.Clock().UTC(),

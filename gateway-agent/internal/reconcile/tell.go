@@ -41,13 +41,16 @@ type (
 	}
 )
 
-// tellPrograms tells each tenant whose record was programmed by this pass, or
+// tellPrograms tells each tenant of refs whose record was programmed by this pass, or
 // is programmed and was never told: a crash may have come in between.
-func (l *Loop) tellPrograms(now map[Ref]tenant.Status, touched map[string]bool) {
+func (l *Loop) tellPrograms(refs []Ref, now map[Ref]tenant.Status, touched map[string]bool) {
 	var events []Event
 	told := delta{Clusters: map[string]*clusterDelta{}, Departing: l.memory.Departing}
-	for _, r := range l.memory.Refs() {
-		e, _ := l.memory.Entry(r)
+	for _, r := range refs {
+		e, serves := l.memory.Entry(r)
+		if !serves {
+			continue
+		}
 		st, before := now[r], l.statuses[r]
 		known := before.UID == st.UID && before.Generation == st.Generation
 		switch {

@@ -69,6 +69,12 @@ func TestPassesOfPartsComeToTheWhole(t *testing.T) {
 			t.Fatalf("round %d: the index (-memory +index)\n%s", round, d)
 		}
 		kinds[b.loop.Snapshot().Pass.Kind]++
+		if snap := b.loop.Snapshot(); len(snap.Pass.Failed) == 0 {
+			all := b.loop.statusesOf(b.loop.memory.Refs(), false, result{}, snap.Problems, nil)
+			if d := cmp.Diff(all, snap.Statuses); d != "" {
+				t.Fatalf("round %d: statuses (-of all +published)\n%s", round, d)
+			}
+		}
 		want, _ := plan.Desired(InputOf(b.loop.memory, b.kernel.host))
 		if steps := plan.Diff(want, b.kernel.copy()); len(steps) > 0 {
 			t.Fatalf("round %d: a pass of kind %s has left %d steps, the first: %s; it told %v, %+v", round, b.loop.Snapshot().Pass.Kind, len(steps), steps[0], b.loop.Snapshot().Problems, b.loop.Snapshot().Pass)
