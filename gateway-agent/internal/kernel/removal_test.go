@@ -21,7 +21,7 @@ const (
 	redPorts  = 30000
 )
 
-// flood has the pods of blue and red on node1 send in both families, 4,000
+// flood has the pods of blue and red on node1 send in both families, 1,000
 // packets a second each, until the test ends. Each is a connection of its own.
 // The node keeps to the links, also when nobody answers for the gateway IPs any
 // more.
@@ -50,10 +50,8 @@ func (l *lab) flood(p plane) {
 					return
 				case <-ticks.C:
 				}
-				for range 4 {
-					raw.UDP(uint16(1024+n%60000), netip.AddrPortFrom(to.Addr(), to.Port()+uint16(n/60000%1000)))
-					n++
-				}
+				raw.UDP(uint16(1024+n%60000), netip.AddrPortFrom(to.Addr(), to.Port()+uint16(n/60000%1000)))
+				n++
 			}
 		}()
 	}
