@@ -120,7 +120,11 @@ func (w *PortWatch) Run(ctx context.Context) error {
 				w.Log.Error("the use of ports can not be watched; trying on", "err", err)
 			}
 		}
-		next := time.NewTimer(rhythm.Until(time.Now(), pace(w.View().Took, busiest), 0))
+		rest := pace(w.View().Took, busiest)
+		if rest == portsEvery || rest == portsSoon {
+			rest = rhythm.Until(time.Now(), rest, 0) // else it has to be as long as it is
+		}
+		next := time.NewTimer(rest)
 		select {
 		case <-ctx.Done():
 			next.Stop()

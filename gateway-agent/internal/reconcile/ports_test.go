@@ -210,7 +210,22 @@ func TestPortWatchPace(t *testing.T) {
 		if n := looks(time.Minute); n < 8 || n > 10 {
 			t.Errorf("a full table, half of the ports in use: %d looks in a minute", n)
 		}
+		// As takes change, no look comes sooner than their share allows.
 		b.usage.Marks, b.usage.Entries = nil, 250_000
+		for i := range 20 {
+			b.takes = time.Duration(300+17*i) * time.Millisecond
+			for before := b.View(); b.View() == before; {
+				looks(100 * time.Millisecond)
+			}
+			last := b.View()
+			for b.View() == last {
+				looks(100 * time.Millisecond)
+			}
+			if rest := b.View().At.Sub(last.At); last.Took != b.takes || rest < 100*last.Took {
+				t.Fatalf("a look that took %s, and the next one after %s", last.Took, rest)
+			}
+		}
+		b.takes = 300 * time.Millisecond
 		looks(40 * time.Second)
 		if n := looks(5 * time.Minute); n < 9 || n > 11 {
 			t.Errorf("a full table: %d looks in five minutes", n)
