@@ -94,7 +94,7 @@ func run() int {
 	rules := flag.String("rules", "ours,linear", "datapath: the rules to measure")
 	metrics := flag.String("metrics", strings.Join(datapath.Metrics(), ","), "datapath: what to measure")
 	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")
-	flag.DurationVar(&o.idleFor, "idle-for", 3*time.Minute, "idle: how long to measure")
+	flag.DurationVar(&o.idleFor, "idle-for", 5*time.Minute, "idle: how long to measure")
 	flag.StringVar(&o.backend, "backend", "", "datapath: the iptables of our rules and of the linear ones, nft or legacy (default: ours as the machine has it, linear nft)")
 	flag.Parse()
 	if os.Geteuid() != 0 {
