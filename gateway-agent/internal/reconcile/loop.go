@@ -96,6 +96,7 @@ type Loop struct {
 	answers  map[netip.Addr]answer // to probes
 	free     map[netip.Addr]bool   // nobody answered for them during this pass
 	planned  planned
+	kept     map[plan.Addr]bool // what the announcer was given last
 	// looked is when the kernel was last read afresh, and unverified when it was
 	// first changed after that; due says that it is time to.
 	looked, unverified time.Time

@@ -302,12 +302,19 @@ func baseOf(m Memory, host plan.Host) plan.Input {
 // those whose tenant failed before they were there.
 func (l *Loop) keepAnnouncing(want map[plan.Addr]string, have plan.State, failures map[string]Failure) {
 	_, hostFailed := failures[""]
-	var keep []plan.Addr
+	keep := make([]plan.Addr, 0, len(want))
 	for a, owner := range want {
 		_, there := have.Addrs[a]
 		if _, failed := failures[owner]; there || !failed && !hostFailed {
 			keep = append(keep, a)
 		}
+	}
+	if len(keep) == len(l.kept) && !slices.ContainsFunc(keep, func(a plan.Addr) bool { return !l.kept[a] }) {
+		return
+	}
+	l.kept = make(map[plan.Addr]bool, len(keep))
+	for _, a := range keep {
+		l.kept[a] = true
 	}
 	slices.SortFunc(keep, func(a, b plan.Addr) int { return cmp.Or(cmp.Compare(a.Dev, b.Dev), a.IP.Compare(b.IP)) })
 	l.Announcer.Keep(keep)
