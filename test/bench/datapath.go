@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"egress-gateway.io/shared/tenant"
 	"egress-gateway.io/test/bench/datapath"
 )
 
@@ -20,7 +21,7 @@ import (
 func (o *options) datapath(ctx context.Context) error {
 	return o.inDir(func(dir, agent string) error {
 		rows, err := datapath.Run(ctx, datapath.Options{
-			Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr, Backend: o.backend,
+			Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr, Backend: o.backend, Family: tenant.Family(o.family),
 		})
 		if err != nil {
 			return err
@@ -30,6 +31,9 @@ func (o *options) datapath(ctx context.Context) error {
 			return err
 		}
 		base := filepath.Join(o.out, "datapath")
+		if o.family == 6 {
+			base += "6"
+		}
 		if err := os.MkdirAll(o.out, 0o755); err != nil {
 			return err
 		}

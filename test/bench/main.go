@@ -47,6 +47,7 @@ type options struct {
 	metrics []string
 	rounds  int
 	backend string
+	family  int           // of datapath: 4 or 6
 	idleFor time.Duration // of idle
 }
 
@@ -68,6 +69,9 @@ func (o *options) choose(part, tenants string) (func(context.Context) error, err
 	}
 	if o.backend != "" && o.backend != "nft" && o.backend != "legacy" {
 		return nil, fmt.Errorf("unknown backend %q", o.backend)
+	}
+	if o.family != 4 && o.family != 6 {
+		return nil, fmt.Errorf("unknown family %d", o.family)
 	}
 	if part == "datapath" {
 		return o.datapath, datapath.Check(o.rules, o.metrics)
@@ -96,6 +100,7 @@ func run() int {
 	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")
 	flag.DurationVar(&o.idleFor, "idle-for", 5*time.Minute, "idle: how long to measure")
 	flag.StringVar(&o.backend, "backend", "", "datapath: the iptables of our rules and of the linear ones, nft or legacy (default: ours as the machine has it, linear nft)")
+	flag.IntVar(&o.family, "family", 4, "datapath: the IP version that is measured, 4 or 6")
 	flag.Parse()
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: needs root, because it makes network namespaces; run: sudo make bench")

@@ -49,13 +49,13 @@ func (g gateway) record(i int) tenant.Tenant {
 	}
 }
 
-func nodeRecord() tenant.Node {
+func nodeRecord(f tenant.Family) tenant.Node {
 	return tenant.Node{Schema: tenant.Schema, Cluster: cluster, Name: "node1",
-		Subnets: []netip.Prefix{netip.MustParsePrefix(pods)}, Addresses: []netip.Addr{netip.MustParseAddr(nodeAddress)}}
+		Subnets: []netip.Prefix{prefixIn(f, pods)}, Addresses: []netip.Addr{addressIn(f, nodeAddress)}}
 }
 
-func networkRecord() tenant.Network {
-	return tenant.Network{Schema: tenant.Schema, Cluster: cluster, PodNetworks: []netip.Prefix{netip.MustParsePrefix(podNetwork)}}
+func networkRecord(f tenant.Family) tenant.Network {
+	return tenant.Network{Schema: tenant.Schema, Cluster: cluster, PodNetworks: []netip.Prefix{prefixIn(f, podNetwork)}}
 }
 
 // writeState writes a disk copy of n tenants, so that gateway-agent needs
@@ -67,7 +67,7 @@ func (g gateway) writeState(dir string, n int) error {
 		tenants[r.Name] = entry{i + 1, r}
 	}
 	state, err := json.Marshal(memory{map[string]clusterMemory{cluster: {
-		Generation: 1, Network: networkRecord(), Tenants: tenants, Nodes: map[string]tenant.Node{"node1": nodeRecord()},
+		Generation: 1, Network: networkRecord(g.family), Tenants: tenants, Nodes: map[string]tenant.Node{"node1": nodeRecord(g.family)},
 	}}})
 	if err != nil {
 		return err
@@ -144,7 +144,7 @@ func (a *agent) stop() error {
 // holds tells whether the gateway has an address: only then one can listen on it.
 func (g gateway) holds(a netip.Addr) (there bool, err error) {
 	err = namespace.Do(g.ns, func() error {
-		c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
 		if errors.Is(err, syscall.EADDRNOTAVAIL) {
 			return nil
 		}

@@ -22,6 +22,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+
+	"egress-gateway.io/shared/tenant"
 )
 
 // The rules that are compared.
@@ -74,6 +76,7 @@ type Options struct {
 	Metrics []string
 	Rounds  int    // the median of so many is taken
 	Backend string // of iptables: "nft" or "legacy"; the machine's if empty
+	Family  tenant.Family
 	Agent   string // the gateway-agent binary
 	Dir     string // for the agents' state and logs
 	Log     io.Writer
@@ -94,7 +97,7 @@ func Run(ctx context.Context, o Options) ([]Row, error) {
 
 func runOne(ctx context.Context, o Options, i, tenants int) (rows []Row, err error) {
 	fmt.Fprintf(o.Log, "datapath: %d tenants: building\n", tenants)
-	t, err := build(ctx, fmt.Sprintf("egwdp%d-%d", os.Getpid(), i), tenants)
+	t, err := build(ctx, fmt.Sprintf("egwdp%d-%d", os.Getpid(), i), o.Family, tenants)
 	if err != nil {
 		return nil, err
 	}

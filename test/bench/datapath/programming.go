@@ -47,7 +47,7 @@ type Programmed struct {
 // Program measures a gateway-agent with many tenants and a NATS server beside
 // it. It needs root, and removes all that it made.
 func Program(ctx context.Context, o Options, tenants, samples int, nats string) (p Programmed, err error) {
-	t, err := build(ctx, fmt.Sprintf("egwpr%d", os.Getpid()), tenants)
+	t, err := build(ctx, fmt.Sprintf("egwpr%d", os.Getpid()), tenant.IPv4, tenants)
 	if err != nil {
 		return p, err
 	}
@@ -205,8 +205,8 @@ func (w *writer) close() error {
 func (w *writer) sync(ctx context.Context, records []tenant.Tenant) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	network := networkRecord()
-	state := bus.State{Tenants: records, Nodes: []tenant.Node{nodeRecord()}, Network: &network}
+	network := networkRecord(tenant.IPv4)
+	state := bus.State{Tenants: records, Nodes: []tenant.Node{nodeRecord(tenant.IPv4)}, Network: &network}
 	for {
 		_, err := w.Sync(ctx, state)
 		if err == nil || ctx.Err() != nil {
@@ -225,7 +225,7 @@ func (t *topology) firstConnection(ctx context.Context, g gateway, a *agent) err
 	}
 	f := t.tenants - 1
 	return namespace.Do(t.node, func() error {
-		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(pod(f), 0)), Timeout: patience * time.Millisecond}
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(g.pod(f), 0)), Timeout: patience * time.Millisecond}
 		c, err := d.Dial("tcp4", netip.AddrPortFrom(g.destination(f), tcpPort).String())
 		if err != nil {
 			return err

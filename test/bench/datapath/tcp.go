@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"egress-gateway.io/shared/tenant"
 	"egress-gateway.io/test/lab/namespace"
 )
 
@@ -23,13 +24,13 @@ const (
 func (t *topology) listen() (fd int, err error) {
 	fd = -1
 	err = namespace.Do(t.far, func() (err error) {
-		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		if fd, err = socket(t.family, unix.SOCK_STREAM); err != nil {
 			return err
 		}
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return err
 		}
-		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: tcpPort}); err != nil {
+		if err := unix.Bind(fd, sockaddr(t.family, netip.Addr{}, tcpPort)); err != nil {
 			return err
 		}
 		return unix.Listen(fd, 1024)
@@ -42,17 +43,18 @@ func (t *topology) listen() (fd int, err error) {
 
 // dial begins a connection of a pod; the calling thread is on the node.
 func dial(from, to netip.Addr) (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	family := tenant.FamilyOf(from)
+	fd, err := socket(family, unix.SOCK_STREAM)
 	if err != nil {
 		return -1, err
 	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: from.As4()}); err != nil {
+	if err := unix.Bind(fd, sockaddr(family, from, 0)); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.As4(), Port: tcpPort}); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+	if err := unix.Connect(fd, sockaddr(family, to, tcpPort)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return -1, errors.Join(fmt.Errorf("connect %s to %s: %w", from, to, err), unix.Close(fd))
 	}
 	return fd, nil
@@ -98,7 +100,7 @@ func (l *connections) step(g int) (float64, error) {
 	var client, server [together]int
 	for i := range client {
 		f := (l.next[g] + i) % flows
-		fd, err := dial(pod(f), l.pair[g].destination(f))
+		fd, err := dial(l.pair[g].pod(f), l.pair[g].destination(f))
 		if err != nil {
 			return 0, err
 		}
@@ -147,7 +149,7 @@ func openStreams(listener int, p pair) (*stream, error) {
 	s := &stream{client: [2]int{-1, -1}, server: [2]int{-1, -1}, buffer: make([]byte, 1<<20)}
 	for g, gw := range p {
 		var err error
-		if s.client[g], err = dial(pod(g), gw.destination(g)); err == nil {
+		if s.client[g], err = dial(gw.pod(g), gw.destination(g)); err == nil {
 			s.server[g], err = until(listener, unix.POLLIN, func() (int, error) {
 				fd, _, err := unix.Accept4(listener, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 				return fd, err

@@ -11,11 +11,13 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 
+	"egress-gateway.io/shared/tenant"
 	"egress-gateway.io/test/lab/namespace"
 )
 
@@ -32,9 +34,10 @@ const (
 //	172.<16+id>.16.1...    gateway IPs          172.<20+id>.16.1...  egress IPs
 //	10.<id>.0.0/16         what lies behind it: the node routes these through it
 type gateway struct {
-	name string
-	ns   string
-	id   byte
+	name   string
+	ns     string
+	id     byte
+	family tenant.Family
 }
 
 const (
@@ -47,30 +50,29 @@ const (
 // MaxTenants is how many tenants a gateway is built for.
 const MaxTenants = 4000
 
-func (g gateway) internal() netip.Addr { return netip.AddrFrom4([4]byte{172, 16, 0, g.id}) }
-func (g gateway) external() netip.Addr { return netip.AddrFrom4([4]byte{172, 20, 0, g.id}) }
+func (g gateway) of(a, b, c, d byte) netip.Addr {
+	return inFamily(g.family, netip.AddrFrom4([4]byte{a, b, c, d}))
+}
+
+func (g gateway) internal() netip.Addr { return g.of(172, 16, 0, g.id) }
+func (g gateway) external() netip.Addr { return g.of(172, 20, 0, g.id) }
 
 // gatewayIP and egressIP are those of tenant i, from 0.
 func (g gateway) gatewayIP(i int) netip.Addr {
-	return netip.AddrFrom4([4]byte{172, 16 + g.id, 16 + byte(i>>8), byte(i)})
+	return g.of(172, 16+g.id, 16+byte(i>>8), byte(i))
 }
 
 func (g gateway) egressIP(i int) netip.Addr {
-	return netip.AddrFrom4([4]byte{172, 20 + g.id, 16 + byte(i>>8), byte(i)})
+	return g.of(172, 20+g.id, 16+byte(i>>8), byte(i))
 }
 
 // destination is address i, from 0 to 65535, behind the gateway.
 func (g gateway) destination(i int) netip.Addr {
-	return netip.AddrFrom4([4]byte{10, g.id, byte(i >> 8), byte(i)})
+	return g.of(10, g.id, byte(i>>8), byte(i))
 }
 
-func pod(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 128, byte(i >> 8), byte(i)}) }
-
-// mac is derived from an address, as gateway-agent does it for gateway IPs.
-func mac(ip netip.Addr) net.HardwareAddr {
-	a := ip.As4()
-	return net.HardwareAddr{2, 0, a[0], a[1], a[2], a[3]}
-}
+// pod is pod i of the node, the same for all gateways.
+func (g gateway) pod(i int) netip.Addr { return g.of(10, 128, byte(i>>8), byte(i)) }
 
 // topology is the node, the host outside, and the gateways between two
 // switches. Nobody asks for addresses: neighbours are told, so that nothing but
@@ -78,16 +80,17 @@ func mac(ip netip.Addr) net.HardwareAddr {
 type topology struct {
 	prefix   string
 	tenants  int
+	family   tenant.Family
 	node     string
 	far      string
 	sw       string
 	gateways []gateway
 }
 
-func build(ctx context.Context, prefix string, tenants int) (*topology, error) {
-	t := &topology{prefix: prefix, tenants: tenants, node: prefix + "-node", far: prefix + "-far", sw: prefix + "-sw"}
+func build(ctx context.Context, prefix string, family tenant.Family, tenants int) (*topology, error) {
+	t := &topology{prefix: prefix, tenants: tenants, family: family, node: prefix + "-node", far: prefix + "-far", sw: prefix + "-sw"}
 	for i, name := range []string{Ours, Linear, plain} {
-		t.gateways = append(t.gateways, gateway{name: name, ns: prefix + "-" + name, id: byte(i + 1)})
+		t.gateways = append(t.gateways, gateway{name: name, ns: prefix + "-" + name, id: byte(i + 1), family: family})
 	}
 	if err := t.make(ctx); err != nil {
 		return nil, errors.Join(err, t.remove())
@@ -125,8 +128,7 @@ func (t *topology) make(ctx context.Context) error {
 		if err := namespace.Create(ns); err != nil {
 			return err
 		}
-		if err := namespace.Sysctl(ns, [2]string{"ipv6/conf/default/disable_ipv6", "1"}, [2]string{"ipv6/conf/all/disable_ipv6", "1"},
-			[2]string{"ipv4/conf/default/rp_filter", "0"}, [2]string{"ipv4/conf/all/rp_filter", "0"}); err != nil {
+		if err := namespace.Sysctl(ns, sysctls(t.family)...); err != nil {
 			return err
 		}
 	}
@@ -148,10 +150,10 @@ func (t *topology) make(ctx context.Context) error {
 // not: a frame to a tenant's MAC has to go to one port only, also before that
 // MAC was ever a sender.
 func (t *topology) switches(ctx context.Context) error {
-	if err := ip(ctx, t.sw, "link add int type bridge\nlink set int up\nlink add ext type bridge\nlink set ext up\n"); err != nil {
+	if err := t.ip(ctx, t.sw, "link add int type bridge\nlink set int up\nlink add ext type bridge\nlink set ext up\n"); err != nil {
 		return err
 	}
-	for file, value := range map[string]string{"bridge/bridge-nf-call-iptables": "0", "bridge/bridge-nf-call-arptables": "0"} {
+	for file, value := range map[string]string{"bridge/bridge-nf-call-iptables": "0", "bridge/bridge-nf-call-ip6tables": "0", "bridge/bridge-nf-call-arptables": "0"} {
 		// Where bridges hand packets to iptables, the switches would filter too.
 		err := namespace.Sysctl(t.sw, [2]string{file, value})
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -165,24 +167,25 @@ func (t *topology) switches(ctx context.Context) error {
 		return err
 	}
 	for _, g := range t.gateways {
-		if err := t.plug(g.ns, internalNIC, "int", "int-"+g.name, g.internal()); err != nil {
+		if err := t.plug(g.ns, internalNIC, "int", "int-"+g.name, netip.AddrFrom4([4]byte{172, 16, 0, g.id})); err != nil {
 			return err
 		}
-		if err := t.plug(g.ns, externalNIC, "ext", "ext-"+g.name, g.external()); err != nil {
+		if err := t.plug(g.ns, externalNIC, "ext", "ext-"+g.name, netip.AddrFrom4([4]byte{172, 20, 0, g.id})); err != nil {
 			return err
 		}
 		var fdb strings.Builder
 		for i := range t.tenants {
 			fmt.Fprintf(&fdb, "fdb add %s dev int-%s master static\n", mac(g.gatewayIP(i)), g.name)
 		}
-		if err := batch(ctx, t.sw, "bridge", fdb.String()); err != nil {
+		if err := run(ctx, t.sw, fdb.String(), "bridge", "-batch", "-"); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// plug connects a NIC to a bridge, and gives it an address in the bridge's /14.
+// plug connects a NIC to a bridge, and gives it an address in the bridge's /14,
+// and the IPv6 address of it where that is measured: the agent wants IPv4 too.
 func (t *topology) plug(ns, nic, bridge, port string, a netip.Addr) error {
 	h, err := namespace.Netlink(ns)
 	if err != nil {
@@ -200,7 +203,7 @@ func (t *topology) plug(ns, nic, bridge, port string, a netip.Addr) error {
 	}
 	defer peer.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr = nic, mac(a)
+	attrs.Name, attrs.HardwareAddr = nic, mac(inFamily(t.family, a))
 	if err := h.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: port, PeerNamespace: netlink.NsFd(peer)}); err != nil {
 		return fmt.Errorf("plug %s of %s: %w", nic, ns, err)
 	}
@@ -216,24 +219,28 @@ func (t *topology) plug(ns, nic, bridge, port string, a netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(14, 32)}}
-	return errors.Join(sw.LinkSetMaster(end, master), sw.LinkSetUp(end), h.AddrAdd(own, addr), h.LinkSetUp(own))
+	errs := []error{sw.LinkSetMaster(end, master), sw.LinkSetUp(end)}
+	for _, f := range slices.Compact([]tenant.Family{tenant.IPv4, t.family}) {
+		a := inFamily(f, a)
+		errs = append(errs, h.AddrAdd(own, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen()-18, a.BitLen())}}))
+	}
+	return errors.Join(append(errs, h.LinkSetUp(own))...)
 }
 
 // ends prepares the node and the host outside: all pods are the node's own
 // addresses, and what lies behind gateway g goes to its tenants' gateway IPs.
 func (t *topology) ends(ctx context.Context) error {
 	var node, far strings.Builder
-	fmt.Fprintf(&node, "route add local %s dev lo\n", pods)
+	fmt.Fprintf(&node, "route add local %s dev lo\n", prefixIn(t.family, pods))
 	for _, g := range t.gateways {
-		fmt.Fprintf(&far, "route add local 10.%d.0.0/16 dev lo\n", g.id)
+		fmt.Fprintf(&far, "route add local %s dev lo\n", prefixIn(t.family, fmt.Sprintf("10.%d.0.0/16", g.id)))
 		fmt.Fprintf(&far, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.external(), mac(g.external()))
 		fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.internal(), mac(g.internal()))
 		back := fmt.Sprintf("172.%d.0.0/16", 20+g.id)
 		if g.name == plain {
 			back = podNetwork
 		}
-		fmt.Fprintf(&far, "route add %s via %s\n", back, g.external())
+		fmt.Fprintf(&far, "route add %s via %s\n", prefixIn(t.family, back), g.external())
 		for i := range t.tenants {
 			fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.gatewayIP(i), mac(g.gatewayIP(i)))
 		}
@@ -241,12 +248,18 @@ func (t *topology) ends(ctx context.Context) error {
 			fmt.Fprintf(&node, "route add %s via %s\n", g.destination(f), g.gatewayIP(f%t.tenants))
 		}
 	}
-	if err := ip(ctx, t.node, node.String()); err != nil {
+	if err := t.ip(ctx, t.node, node.String()); err != nil {
 		return err
 	}
 	// Without it 30,000 closed connections would wait for their last segments.
 	few := [2]string{"ipv4/tcp_max_tw_buckets", "256"}
-	return errors.Join(ip(ctx, t.far, far.String()), namespace.Sysctl(t.node, few), namespace.Sysctl(t.far, few))
+	if t.family == tenant.IPv6 {
+		// For IPv4 the route is enough to send with a pod's address.
+		if err := namespace.Sysctl(t.node, [2]string{"ipv6/ip_nonlocal_bind", "1"}); err != nil {
+			return err
+		}
+	}
+	return errors.Join(t.ip(ctx, t.far, far.String()), namespace.Sysctl(t.node, few), namespace.Sysctl(t.far, few))
 }
 
 // prepare gives a gateway its routes and neighbours; tenants come later.
@@ -257,13 +270,22 @@ func (t *topology) prepare(ctx context.Context, g gateway) error {
 	if err := namespace.Sysctl(g.ns, [2]string{"ipv4/ip_forward", "1"}, [2]string{"ipv4/conf/all/send_redirects", "0"}, loose); err != nil {
 		return err
 	}
-	lines := fmt.Sprintf("route add default via %s dev %s\n", farAddress, externalNIC) +
-		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", nodeAddress, mac(netip.MustParseAddr(nodeAddress)), internalNIC) +
-		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", farAddress, mac(netip.MustParseAddr(farAddress)), externalNIC)
-	if g.name != Ours {
-		lines += fmt.Sprintf("route add %s via %s dev %s\n", pods, nodeAddress, internalNIC)
+	if t.family == tenant.IPv6 {
+		if err := namespace.Sysctl(g.ns, [2]string{"ipv6/conf/all/forwarding", "1"}); err != nil {
+			return err
+		}
 	}
-	return ip(ctx, g.ns, lines)
+	if err := run(ctx, g.ns, "", "ip", "route", "replace", "default", "via", farAddress, "dev", externalNIC); err != nil {
+		return err
+	}
+	node, far := addressIn(t.family, nodeAddress), addressIn(t.family, farAddress)
+	lines := fmt.Sprintf("route replace default via %s dev %s\n", far, externalNIC) +
+		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", node, mac(node), internalNIC) +
+		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", far, mac(far), externalNIC)
+	if g.name != Ours {
+		lines += fmt.Sprintf("route add %s via %s dev %s\n", prefixIn(t.family, pods), node, internalNIC)
+	}
+	return t.ip(ctx, g.ns, lines)
 }
 
 // linksAndAddresses makes what gateway-agent makes, but for the rules.
@@ -274,9 +296,9 @@ func (t *topology) linksAndAddresses(ctx context.Context, g gateway) error {
 	var b strings.Builder
 	for i := range t.tenants {
 		fmt.Fprintf(&b, "link add %s link %s address %s type macvlan mode private\n", link(i), internalNIC, mac(g.gatewayIP(i)))
-		fmt.Fprintf(&b, "link set %s up\naddr add %s/32 dev %s\naddr add %s/32 dev %s\n", link(i), g.gatewayIP(i), link(i), g.egressIP(i), externalNIC)
+		fmt.Fprintf(&b, "link set %s addrgenmode none up\naddr add %s dev %s\naddr add %s dev %s\n", link(i), host(g.gatewayIP(i)), link(i), host(g.egressIP(i)), externalNIC)
 	}
-	return ip(ctx, g.ns, b.String())
+	return t.ip(ctx, g.ns, b.String())
 }
 
 // linearRules are the first design's: one rule to mark and one to translate
@@ -288,16 +310,18 @@ func (t *topology) linearRules(ctx context.Context, g gateway, backend string) e
 		fmt.Fprintf(&nat, "-A POSTROUTING -o %s -m mark --mark %d -j SNAT --to-source %s\n", externalNIC, i+1, g.egressIP(i))
 	}
 	rules := "*mangle\n" + mangle.String() + "COMMIT\n*nat\n" + nat.String() + "COMMIT\n"
-	return run(ctx, g.ns, rules, "iptables-"+cmp.Or(backend, "nft")+"-restore")
+	program := "iptables-"
+	if t.family == tenant.IPv6 {
+		program = "ip6tables-"
+	}
+	return run(ctx, g.ns, rules, program+cmp.Or(backend, "nft")+"-restore")
 }
 
 func link(i int) string { return fmt.Sprintf("eg%03x", i+1) }
 
-func ip(ctx context.Context, ns, lines string) error { return batch(ctx, ns, "ip", lines) }
-
-// batch runs lines of `ip` or `bridge` in a namespace.
-func batch(ctx context.Context, ns, program, lines string) error {
-	return run(ctx, ns, lines, program, "-batch", "-")
+// ip runs lines of `ip` in a namespace.
+func (t *topology) ip(ctx context.Context, ns, lines string) error {
+	return run(ctx, ns, lines, "ip", fmt.Sprintf("-%d", t.family), "-batch", "-")
 }
 
 func run(ctx context.Context, ns, stdin string, argv ...string) error {

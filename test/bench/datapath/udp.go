@@ -17,23 +17,20 @@ type pair [2]gateway
 // toGateway addresses a frame to tenant i's gateway IP.
 func (g gateway) frameTo(i int) net.HardwareAddr { return mac(g.gatewayIP(i)) }
 
-var (
-	nodeMAC = mac(netip.MustParseAddr(nodeAddress))
-	farMAC  = mac(netip.MustParseAddr(farAddress))
-)
-
 // ends are the sockets of the node and of the host outside.
 type ends struct {
 	nodeWire, farWire *wire
 	nodeSink, farSink *sink
+	nodeMAC, farMAC   net.HardwareAddr
 }
 
 func (t *topology) open() (e ends, err error) {
 	var errs [4]error
 	e.nodeWire, errs[0] = openWire(t.node, "eth0")
 	e.farWire, errs[1] = openWire(t.far, "eth0")
-	e.nodeSink, errs[2] = openSink(t.node, podPort)
-	e.farSink, errs[3] = openSink(t.far, farPort)
+	e.nodeSink, errs[2] = openSink(t.node, t.family, podPort)
+	e.farSink, errs[3] = openSink(t.far, t.family, farPort)
+	e.nodeMAC, e.farMAC = mac(addressIn(t.family, nodeAddress)), mac(addressIn(t.family, farAddress))
 	if err := errors.Join(errs[:]...); err != nil {
 		return e, errors.Join(err, e.close())
 	}
@@ -68,12 +65,12 @@ func (l *established) step(g int) (float64, error) {
 	for i := range burst {
 		f := (l.next[g] + i) % flows
 		there := netip.AddrPortFrom(gw.destination(f), farPort)
-		l.nodeWire.udp(i, gw.frameTo(f%l.tenants), nodeMAC, netip.AddrPortFrom(pod(f), podPort), there)
-		back := pod(f)
+		l.nodeWire.udp(i, gw.frameTo(f%l.tenants), l.nodeMAC, netip.AddrPortFrom(gw.pod(f), podPort), there)
+		back := gw.pod(f)
 		if gw.name != plain {
 			back = gw.egressIP(f % l.tenants)
 		}
-		l.farWire.udp(i, mac(gw.external()), farMAC, there, netip.AddrPortFrom(back, podPort))
+		l.farWire.udp(i, mac(gw.external()), l.farMAC, there, netip.AddrPortFrom(back, podPort))
 	}
 	l.next[g] += burst
 	if err := l.nodeWire.send(); err != nil {
@@ -118,8 +115,8 @@ func (l *newUDP) step(g int) (float64, error) {
 	for i := range burst {
 		k := l.next + i
 		p := k % flows
-		from := netip.AddrPortFrom(pod(p), uint16(1024+k%ports))
-		l.nodeWire.udp(i, gw.frameTo(p%l.tenants), nodeMAC, from, netip.AddrPortFrom(gw.destination(k/ports), farPort))
+		from := netip.AddrPortFrom(gw.pod(p), uint16(1024+k%ports))
+		l.nodeWire.udp(i, gw.frameTo(p%l.tenants), l.nodeMAC, from, netip.AddrPortFrom(gw.destination(k/ports), farPort))
 	}
 	l.next += burst
 	if err := l.nodeWire.send(); err != nil {

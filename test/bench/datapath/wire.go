@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,13 +15,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"egress-gateway.io/shared/tenant"
 	"egress-gateway.io/test/lab/namespace"
 )
 
 const (
 	frameSize = 64 // on the wire, without the checksum that the NIC adds
 	burst     = 64 // messages per system call
-	udpHeader = 14 + 20
 
 	farPort = 9000 // what pods send to
 	podPort = 9001 // what they send from, in established flows
@@ -73,30 +74,51 @@ func (w *wire) close() error {
 	return unix.Close(w.fd)
 }
 
-// udp makes frame i a UDP packet. The checksum of UDP is left out, which IPv4
-// allows.
+// udp makes frame i a UDP packet. For IPv4 the checksum of UDP is left out, which
+// IPv6 does not allow.
 func (w *wire) udp(i int, dst, src net.HardwareAddr, from, to netip.AddrPort) {
 	f := w.frames[i][:]
 	copy(f, dst)
 	copy(f[6:], src)
-	f[12], f[13] = 0x08, 0x00
 	p := f[14:]
-	p[0], p[1], p[8], p[9], p[10], p[11] = 0x45, 0, 64, unix.IPPROTO_UDP, 0, 0
-	binary.BigEndian.PutUint16(p[2:], frameSize-14)
-	a, b := from.Addr().As4(), to.Addr().As4()
-	copy(p[12:], a[:])
-	copy(p[16:], b[:])
-	sum := uint32(0)
-	for j := 0; j < 20; j += 2 {
-		sum += uint32(binary.BigEndian.Uint16(p[j:]))
+	at := 20 // where UDP begins
+	if from.Addr().Is4() {
+		f[12], f[13] = 0x08, 0x00
+		p[0], p[1], p[8], p[9], p[10], p[11] = 0x45, 0, 64, unix.IPPROTO_UDP, 0, 0
+		binary.BigEndian.PutUint16(p[2:], frameSize-14)
+		a, b := from.Addr().As4(), to.Addr().As4()
+		copy(p[12:], a[:])
+		copy(p[16:], b[:])
+		binary.BigEndian.PutUint16(p[10:], checksum(p[:20], 0))
+	} else {
+		f[12], f[13] = 0x86, 0xdd
+		at = 40
+		p[0], p[6], p[7] = 0x60, unix.IPPROTO_UDP, 64
+		binary.BigEndian.PutUint16(p[4:], frameSize-14-40)
+		a, b := from.Addr().As16(), to.Addr().As16()
+		copy(p[8:], a[:])
+		copy(p[24:], b[:])
 	}
-	sum = sum&0xffff + sum>>16
-	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
-	u := f[udpHeader:]
+	u := p[at:]
 	binary.BigEndian.PutUint16(u, from.Port())
 	binary.BigEndian.PutUint16(u[2:], to.Port())
-	binary.BigEndian.PutUint16(u[4:], frameSize-udpHeader)
+	binary.BigEndian.PutUint16(u[4:], uint16(len(u)))
 	u[6], u[7] = 0, 0
+	if at == 40 {
+		// Over both addresses, and what else the pseudo header has (RFC 8200, 8.1);
+		// 0 would say that there is none.
+		sum := cmp.Or(checksum(p[8:], uint32(len(u))+unix.IPPROTO_UDP), 0xffff)
+		binary.BigEndian.PutUint16(u[6:], sum)
+	}
+}
+
+// checksum is the Internet checksum of b, whose length is even, and of sum.
+func checksum(b []byte, sum uint32) uint16 {
+	for ; len(b) > 0; b = b[2:] {
+		sum += uint32(binary.BigEndian.Uint16(b))
+	}
+	sum = sum&0xffff + sum>>16
+	return ^uint16(sum + sum>>16)
 }
 
 // send sends all frames. The kernel carries each through the whole topology
@@ -123,16 +145,16 @@ type sink struct {
 	messages [burst]message
 }
 
-func openSink(ns string, port int) (*sink, error) {
+func openSink(ns string, f tenant.Family, port int) (*sink, error) {
 	s := &sink{fd: -1}
 	err := namespace.Do(ns, func() (err error) {
-		if s.fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+		if s.fd, err = socket(f, unix.SOCK_DGRAM); err != nil {
 			return err
 		}
 		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20); err != nil {
 			return err
 		}
-		return unix.Bind(s.fd, &unix.SockaddrInet4{Port: port})
+		return unix.Bind(s.fd, sockaddr(f, netip.Addr{}, port))
 	})
 	for i := range s.buffer {
 		s.vectors[i].Base = &s.buffer[i][0]
