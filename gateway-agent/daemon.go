@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -156,6 +157,10 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Sweep:  a.sweep.Poke,
 		OnPass: func(p reconcile.Pass) {
 			m.observe(p)
+			if p.Kind == reconcile.PassWhole {
+				// It leaves tens of MiB behind; the next change is not to meet their collection.
+				debug.FreeOSMemory()
+			}
 			refused.look(a.loop.Snapshot().Problems)
 			a.report.Poke()
 		},

@@ -106,7 +106,8 @@ type Loop struct {
 
 // NewLoop returns a loop that has not begun.
 func NewLoop(o Options) *Loop {
-	l := &Loop{Options: o, answers: map[netip.Addr]answer{}, free: map[netip.Addr]bool{}, memory: Memory{Clusters: map[string]Cluster{}}}
+	l := &Loop{Options: o, answers: map[netip.Addr]answer{}, free: map[netip.Addr]bool{}}
+	l.begin(Memory{Clusters: map[string]Cluster{}})
 	l.snapshot.Store(&Snapshot{})
 	return l
 }
