@@ -158,8 +158,10 @@ func TestRightNeighbourUnderLoad(t *testing.T) {
 			}
 		}
 		for range 20 {
-			l.node1.Run("ip neigh flush all")
-			l.gw.Run("ip neigh flush all")
+			// It gives up when traffic brings entries back faster than it ends: they
+			// were asked for again then, which is what matters.
+			l.node1.Run("ip neigh flush all || true")
+			l.gw.Run("ip neigh flush all || true")
 			for ip := range want {
 				c, err := l.node1.Dial("udp", p.node1, at(ip, 9)) // nobody answers; asking for the neighbour is what matters
 				if err != nil {
