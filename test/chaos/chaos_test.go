@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"egress-gateway.io/test/lab"
 )
 
 // What `make test` runs is `make chaos` with a tenth of the time and two fifths
@@ -35,5 +37,8 @@ func TestChaos(t *testing.T) {
 	t.Logf("%s (%s)", r.line(), time.Since(began).Round(time.Second))
 	if !r.good() {
 		t.Error(r.err())
+		for _, end := range lab.EndsOfLogs(o.Dir) {
+			t.Log(end)
+		}
 	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -134,8 +135,26 @@ func (w *world) settled(ctx context.Context) error {
 		}
 		present++
 	}
-	w.leftovers(present)
-	return w.leftConnections(ctx)
+	w.nothingLeft(ctx, present)
+	return nil
+}
+
+// nothingLeft waits until the gateway has nothing of tenants that left: one that
+// left while NATS was away goes from the gateway when that is told.
+func (w *world) nothingLeft(ctx context.Context, tenants int) {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	began := time.Now()
+	if err := scenario.Until(ctx, "nothing to be left of tenants that left", func(ctx context.Context) (bool, error) {
+		err := errors.Join(w.leftovers(tenants), w.leftConnections(ctx))
+		return err == nil, err
+	}); err != nil {
+		w.fault("%v", err)
+		return
+	}
+	if took := time.Since(began); took > time.Second {
+		w.say("nothing is left of tenants that left, after %s", took.Round(time.Millisecond))
+	}
 }
 
 // ofPods tells the reply's destination of a connection that is not translated.
@@ -145,7 +164,7 @@ func ofPods(a netip.Addr) bool {
 
 var connection = regexp.MustCompile(`dport=(\d+) .*?dst=(\S+) `)
 
-// leftConnections notes connections that the gateway still tracks for a tenant
+// leftConnections tells of connections that the gateway still tracks for a tenant
 // that has lost the address which they leave with.
 func (w *world) leftConnections(ctx context.Context) error {
 	tenants, err := w.ListTenants(ctx)
@@ -174,19 +193,19 @@ func (w *world) leftConnections(ctx context.Context) error {
 		}
 	}
 	if len(left) > 0 {
-		w.fault("%d connections of tenants that have lost their address are left, such as\n%s", len(left), strings.Join(left[:min(len(left), 10)], "\n"))
+		return fmt.Errorf("%d connections of tenants that have lost their address are left, such as\n%s", len(left), strings.Join(left[:min(len(left), 10)], "\n"))
 	}
 	return nil
 }
 
-// leftovers notes tenant links on the gateway that belong to nobody.
-func (w *world) leftovers(tenants int) {
+// leftovers tells of tenant links on the gateway that belong to nobody.
+func (w *world) leftovers(tenants int) error {
 	state, err := w.Gateway()
 	if err != nil {
-		w.fault("look at the gateway: %v", err)
-		return
+		return fmt.Errorf("look at the gateway: %w", err)
 	}
 	if links := lines(state.Links); links != tenants {
-		w.fault("the gateway has %d tenant links for %d tenants", links, tenants)
+		return fmt.Errorf("the gateway has %d tenant links for %d tenants", links, tenants)
 	}
+	return nil
 }

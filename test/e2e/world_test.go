@@ -75,7 +75,9 @@ func bareWorld(t *testing.T, options ...option) *world {
 	w := &world{World: sw, t: t, ctx: ctx, allowed: map[netip.Addr]bool{}}
 	t.Cleanup(func() {
 		if t.Failed() {
-			w.printLogs()
+			for _, end := range lab.EndsOfLogs(w.Dir()) {
+				t.Log(end)
+			}
 		}
 		if err := w.Down(); err != nil {
 			t.Errorf("take down the lab: %v", err)
@@ -242,24 +244,4 @@ func (w *world) gone(what ...string) {
 		}
 		return true, nil
 	})
-}
-
-// printLogs shows the ends of the agents' logs.
-func (w *world) printLogs() {
-	files, err := filepath.Glob(filepath.Join(w.Dir(), "log", "*agent*"))
-	if err != nil {
-		w.t.Log(err)
-	}
-	for _, file := range files {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			w.t.Log(err)
-			continue
-		}
-		const keep = 6000
-		if len(b) > keep {
-			b = b[len(b)-keep:]
-		}
-		w.t.Logf("end of %s:\n%s", filepath.Base(file), b)
-	}
 }
