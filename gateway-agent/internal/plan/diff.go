@@ -75,6 +75,8 @@ type differ struct {
 	// wantBound and haveBound are who may leave with which address.
 	wantBound, haveBound map[binding]string
 	inTrees              map[binding]bool // of haveBound those that the trees hold
+	// owners are the tenants that wanted links belong to, by mark.
+	owners map[uint32]string
 	// wantMark is the mark that an egress IP will belong to.
 	wantMark map[netip.Addr]uint32
 	// mid are the chains after unbind, early the elements that are removed by then.
@@ -96,10 +98,21 @@ func (d *differ) bindings() {
 	for b := range boundIn(d.have.Chains) {
 		d.inTrees[b] = true
 	}
+	d.owners = make(map[uint32]string, len(d.want.Links))
+	for _, l := range d.want.Links {
+		d.owners[Mark(d.mask, l.Number)] = l.Tenant
+	}
 	d.wantMark = make(map[netip.Addr]uint32, len(d.wantBound))
 	for b := range d.wantBound {
 		d.wantMark[b.ip] = b.mark
 	}
+}
+
+// endsEarly tells whether a binding of tenant id that the kernel has ends before
+// others begin: another tenant is to get its address or has its mark, or it goes
+// and no tree holds it.
+func (d *differ) endsEarly(b binding, id string) bool {
+	return d.contested(b) || d.owners[b.mark] != id || !d.inTrees[b] && d.wantBound[b] == ""
 }
 
 // contested tells whether another tenant is to get the address of b.

@@ -11,21 +11,12 @@ import (
 	"egress-gateway.io/shared/tenant"
 )
 
-// numberOwner returns the tenants that wanted links belong to, by mark.
-func (d *differ) owners() map[uint32]string {
-	out := make(map[uint32]string, len(d.want.Links))
-	for _, l := range d.want.Links {
-		out[Mark(d.mask, l.Number)] = l.Tenant
-	}
-	return out
-}
-
 // tenantsGo ends the connections of the tenants whose marks are no longer
 // theirs. No packet of theirs leaves any more, so that none brings them back.
 func (d *differ) tenantsGo() {
-	owners, gone := d.owners(), make(map[uint32]string)
+	gone := make(map[uint32]string)
 	check := func(mark uint32, id string) {
-		if id != "" && owners[mark] != id {
+		if id != "" && d.owners[mark] != id {
 			gone[mark] = id
 		}
 	}
@@ -48,11 +39,11 @@ func (d *differ) tenantsGo() {
 
 // unbind removes the bindings of tenants that go, and those of addresses that
 // another tenant is to get.
-func (d *differ) unbind() { d.prune(chainSTree, d.owners()) }
+func (d *differ) unbind() { d.prune(chainSTree) }
 
 // prune removes from a tree the leaf rules that have to go early, and branches
 // that are no longer wanted.
-func (d *differ) prune(tree string, owners map[uint32]string) {
+func (d *differ) prune(tree string) {
 	var empty []ChainID
 	for _, id := range removalOrder(d.have.Chains) {
 		if !isTree(id.Name, tree) {
@@ -66,7 +57,7 @@ func (d *differ) prune(tree string, owners map[uint32]string) {
 		}
 		var keep []string
 		for _, r := range d.have.Chains[id] {
-			if d.goes(id, r, owners) {
+			if d.goes(id, r) {
 				d.add(DelRule{ruleTenant(r), id, r})
 			} else {
 				keep = append(keep, r)
@@ -83,11 +74,10 @@ func (d *differ) prune(tree string, owners map[uint32]string) {
 // disown takes from the guard what lets packets of tenants that go leave, and
 // packets with an address that another tenant is to get.
 func (d *differ) disown() {
-	owners := d.owners()
 	gone := make(map[string]string) // bindings, as the elements name them, with their tenants
 	for b, id := range d.haveBound {
 		_, wanted := d.wantBound[b]
-		if d.contested(b) || !wanted && (id == "" || owners[b.mark] != id) {
+		if d.contested(b) || !wanted && (id == "" || d.owners[b.mark] != id) {
 			gone[staleElement(b.mark, b.ip)] = id
 		}
 	}
@@ -108,14 +98,14 @@ func (d *differ) disown() {
 }
 
 // goes tells whether prune removes a rule of a tree chain that stays.
-func (d *differ) goes(id ChainID, rule string, owners map[uint32]string) bool {
+func (d *differ) goes(id ChainID, rule string) bool {
 	target := ChainID{id.Family, id.Table, ruleJump(rule)}
 	if isTree(target.Name, chainMTree) || isTree(target.Name, chainSTree) {
 		_, wanted := d.want.Chains[target]
 		return !wanted && id.Table == "nat"
 	}
 	m, ok := ruleMark(rule)
-	if !ok || owners[m] != ruleTenant(rule) {
+	if !ok || d.owners[m] != ruleTenant(rule) {
 		return true
 	}
 	if isTree(id.Name, chainMTree) {

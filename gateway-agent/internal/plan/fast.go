@@ -118,13 +118,12 @@ func (d *differ) marksNow(set, element string) bool {
 // but the exit guard before it. A packet that was marked just before is
 // translated still.
 func (d *differ) unmark() {
-	owners := d.owners()
 	d.suspended = make(map[tenant.Family]map[uint32]bool)
 	for _, f := range tenant.Families() {
 		d.suspended[f] = make(map[uint32]bool)
 	}
 	for b, id := range d.haveBound {
-		if d.contested(b) || owners[b.mark] != id || !d.inTrees[b] && d.wantBound[b] == "" {
+		if d.endsEarly(b, id) {
 			d.suspended[tenant.FamilyOf(b.ip)][b.mark] = true
 		}
 	}
@@ -140,7 +139,7 @@ func (d *differ) unmark() {
 		}
 	}
 	d.mid = maps.Clone(d.have.Chains)
-	d.prune(chainMTree, owners)
+	d.prune(chainMTree)
 }
 
 // marked tells whether a mark is wanted in a family and nothing is in its way.
@@ -155,11 +154,8 @@ func (d *differ) marked(f tenant.Family, mark uint32) bool {
 // pass ended before treesCome) and goes has its connections ended now: that keeps
 // what follows out of the transaction in which the marks went.
 func (d *differ) untranslate() {
-	owners := d.owners()
 	for _, b := range slices.SortedFunc(maps.Keys(d.haveBound), compareBinding) {
-		id, trees, maps := d.haveBound[b], d.inTrees[b], d.inMaps(b)
-		goes := d.contested(b) || owners[b.mark] != id || !trees && d.wantBound[b] == ""
-		if goes && trees != maps {
+		if id := d.haveBound[b]; d.endsEarly(b, id) && d.inTrees[b] != d.inMaps(b) {
 			d.add(DeleteEgressFlows{Of: id, Egress: b.ip})
 		}
 	}
@@ -170,7 +166,7 @@ func (d *differ) untranslate() {
 		for _, e := range sorted(d.have.Guard.Sets[set]) {
 			b := parseTranslate(e)
 			id := d.haveBound[b]
-			if _, wanted := d.want.Guard.Sets[set][e]; wanted && (id == "" || id == owners[b.mark]) {
+			if _, wanted := d.want.Guard.Sets[set][e]; wanted && (id == "" || id == d.owners[b.mark]) {
 				continue
 			}
 			d.early[set+" "+e] = true
