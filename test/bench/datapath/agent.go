@@ -133,6 +133,18 @@ func (g gateway) startAgent(binary, dir, url string, settings ...string) (*agent
 	return a, nil
 }
 
+// restart ends a and starts the program again in its place, with other settings.
+func (g gateway) restart(a *agent, binary, dir, url string, settings ...string) error {
+	if err := a.stop(); err != nil {
+		return err
+	}
+	next, err := g.startAgent(binary, dir, url, settings...)
+	if err == nil {
+		*a = *next
+	}
+	return err
+}
+
 // stop ends the agent and waits for it; what it programmed stays.
 func (a *agent) stop() error {
 	if err := a.cmd.Process.Signal(syscall.SIGTERM); err != nil {

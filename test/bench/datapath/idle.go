@@ -48,14 +48,9 @@ func Rest(ctx context.Context, o Options, tenants int, nats string, long time.Du
 	}
 	// To announce thousands of new addresses takes minutes at the pace that OVN
 	// bears; an agent that finds them in the kernel only refreshes them.
-	if err := a.stop(); err != nil {
+	if err := g.restart(a, o.Agent, o.Dir, natsURL); err != nil {
 		return i, err
 	}
-	next, err := g.startAgent(o.Agent, o.Dir, natsURL)
-	if err != nil {
-		return i, err
-	}
-	*a = *next
 	fmt.Fprintf(o.Log, "idle: process %d in %s\n", a.cmd.Process.Pid, g.ns)
 	if err := pause(ctx, 10*settle); err != nil {
 		return i, err

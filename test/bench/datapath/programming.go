@@ -82,14 +82,9 @@ func Program(ctx context.Context, o Options, tenants, samples int, nats string) 
 		return p, err
 	}
 	// What is measured next is the agent's own time, not its wait for answers.
-	if err := a.stop(); err != nil {
+	if err := g.restart(a, o.Agent, o.Dir, natsURL, "GATEWAY_PROBE_WAIT=0s"); err != nil {
 		return p, err
 	}
-	next, err := g.startAgent(o.Agent, o.Dir, natsURL, "GATEWAY_PROBE_WAIT=0s")
-	if err != nil {
-		return p, err
-	}
-	*a = *next
 	if err := pause(ctx, 10*settle); err != nil {
 		return p, err
 	}
