@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"egress-gateway.io/shared/tenant"
 )
@@ -63,6 +64,12 @@ type Ref struct {
 
 // String returns cluster/name.
 func (r Ref) String() string { return r.Cluster + "/" + r.Name }
+
+// refOf is the inverse of String, which is also the plan's TenantID.
+func refOf(id string) Ref {
+	cluster, name, _ := strings.Cut(id, "/")
+	return Ref{cluster, name}
+}
 
 func compareRefs(a, b Ref) int {
 	return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Name, b.Name))

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
@@ -81,8 +80,7 @@ func (l *Loop) concerned(res result, problems []plan.Problem, err error) (refs [
 		set[Ref{p.Cluster, p.Tenant}] = true
 	}
 	for id := range res.touched {
-		cluster, name, _ := strings.Cut(id, "/")
-		set[Ref{cluster, name}] = true
+		set[refOf(id)] = true
 	}
 	maps.DeleteFunc(set, func(r Ref, _ bool) bool { return r.Name == "" }) // problems of nobody
 	return slices.SortedFunc(maps.Keys(set), compareRefs), true

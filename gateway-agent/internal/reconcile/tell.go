@@ -5,7 +5,6 @@ package reconcile
 import (
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
@@ -166,8 +165,8 @@ func subjectOf(p plan.Problem) string {
 }
 
 func flushEvent(id, what string, count int) Event {
-	cluster, name, _ := strings.Cut(id, "/")
-	return Event{Cluster: cluster, Kind: EventFlush, Subject: "tenant/" + name, Data: flushData{what, count}}
+	r := refOf(id)
+	return Event{Cluster: r.Cluster, Kind: EventFlush, Subject: "tenant/" + r.Name, Data: flushData{what, count}}
 }
 
 // fresh returns the problems that are not in before, and all of now as a set.
