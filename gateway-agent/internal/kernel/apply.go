@@ -151,8 +151,26 @@ func (a *applier) delLinks(row []plan.Step) {
 	a.row(row, func(_ context.Context, steps []plan.Step) error { return a.k.delLinks(steps) }, one)
 }
 
-// rules cuts a row of rule steps by family.
+// along is how many rule steps the forward guard takes along in its call of
+// iptables-restore, which takes 3 ms, and 10 to 20 us for each step.
+const along = 100
+
+// rules carries out a row of rule steps. A forward guard that is to be put back
+// waits for no long list of other rules, its own family's or the other's.
 func (a *applier) rules(row []plan.Step) {
+	n := 0
+	for n < len(row) && plan.ForwardGuard(row[n]) {
+		n++
+	}
+	if n > 0 && len(row)-n > along {
+		a.families(row[:n])
+		row = a.still(row[n:])
+	}
+	a.families(row)
+}
+
+// families cuts a row of rule steps by family.
+func (a *applier) families(row []plan.Step) {
 	for _, f := range tenant.Families() {
 		var mine []plan.Step
 		for _, s := range row {

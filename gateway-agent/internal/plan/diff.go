@@ -15,7 +15,8 @@ import (
 // packet leaves with a wrong source at any point between, also if the agent
 // dies there: have is all that the next Diff needs to know.
 //
-//	guard, sysctls, return routes
+//	forward guard, exit guard            see below
+//	sysctls, return routes
 //	gateway IPs that go, and links       no node finds them any more
 //	  that are made anew
 //	what lets tenants that go, and       from here on nobody sends for them
@@ -37,10 +38,18 @@ import (
 //	  come, announcements
 //	the trees' branches of tenants that      the maps serve these already
 //	  are new and have one address
-//	what is left of that way, of chains and guard
+//	what is left of that way, of chains and exit guard
+//
+// Where both guards have to be put back, the forward guard is the first: it takes
+// iptables-restore 3 ms in each family, however many tenants there are, and the
+// exit guard holds all of them, 12 ms with two and 0.1 to 0.2 s with 4,000. Where
+// rules were flushed nothing is marked, and so either of them stops all.
 func Diff(want, have State) []Step {
-	d := differ{want: want, have: have, early: make(map[string]bool)}
+	d := differ{want: want, have: have, early: make(map[string]bool), mid: make(map[ChainID][]string), hooks: make(map[ChainID][]Hook)}
+	maps.Copy(d.mid, have.Chains)
+	maps.Copy(d.hooks, have.Hooks)
 	d.bindings()
+	d.forwardFirst()
 	d.guardFirst()
 	d.sysctls()
 	d.routes()
@@ -79,8 +88,10 @@ type differ struct {
 	owners map[uint32]string
 	// wantMark is the mark that an egress IP will belong to.
 	wantMark map[netip.Addr]uint32
-	// mid are the chains after unbind, early the elements that are removed by then.
+	// mid and hooks are the chains and hooks as the steps so far leave them, early
+	// the elements that are removed before rulesCome.
 	mid   map[ChainID][]string
+	hooks map[ChainID][]Hook
 	early map[string]bool
 	// late is what comes into the trees after all else.
 	late []Step

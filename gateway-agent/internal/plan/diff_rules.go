@@ -24,7 +24,7 @@ func (d *differ) tenantsGo() {
 		check(Mark(d.mask, l.Number), l.Tenant)
 	}
 	for id, rules := range d.have.Chains {
-		if isTree(id.Name, chainMTree) || isTree(id.Name, chainSTree) {
+		if inTrees(id.Name) {
 			for _, r := range rules {
 				if m, ok := ruleMark(r); ok {
 					check(m, ruleTenant(r))
@@ -100,7 +100,7 @@ func (d *differ) disown() {
 // goes tells whether prune removes a rule of a tree chain that stays.
 func (d *differ) goes(id ChainID, rule string) bool {
 	target := ChainID{id.Family, id.Table, ruleJump(rule)}
-	if isTree(target.Name, chainMTree) || isTree(target.Name, chainSTree) {
+	if inTrees(target.Name) {
 		_, wanted := d.want.Chains[target]
 		return !wanted && id.Table == "nat"
 	}
@@ -131,51 +131,19 @@ func (d *differ) handOver() {
 	}
 }
 
-// rulesCome makes all chains that are wanted, filter first: the guard stands
-// before anything is translated, and translation before anything is marked. What
-// treesLate finds is left to treesCome.
+// rulesCome makes all chains that are wanted and not there yet: translation stands
+// before anything is marked. What treesLate finds is left to treesCome.
 func (d *differ) rulesCome() {
-	ids := sortedFunc(d.want.Chains, func(a, b ChainID) int {
-		return cmp.Or(cmp.Compare(a.Family, b.Family), rank(a)-rank(b), compareChain(a, b))
-	})
-	var chains, leaves []Step
-	for _, id := range ids {
-		if _, exists := d.mid[id]; !exists {
-			chains = append(chains, NewChain{id})
-		}
-	}
-	var lists []Step
-	for _, id := range ids {
-		want, have := d.want.Chains[id], d.mid[id]
-		if ordered(id.Name) {
-			if !slices.Equal(want, have) {
-				lists = append(lists, SetChain{id, want})
-			}
-			continue
-		}
-		gone, come := compareRules(want, have)
-		for _, r := range gone {
-			leaves = append(leaves, DelRule{ruleTenant(r), id, r})
-		}
-		for _, r := range come {
-			leaves = append(leaves, AddRule{ruleTenant(r), id, r})
-		}
-	}
-	slices.SortStableFunc(leaves, func(a, b Step) int { return cmp.Compare(a.Tenant(), b.Tenant()) })
-	if d.treesLate(leaves) {
-		for _, s := range slices.Concat(chains, leaves) {
+	c := d.come(func(ChainID) bool { return true })
+	if d.treesLate(c.leaves) {
+		for _, s := range slices.Concat(c.chains, c.leaves) {
 			if inBranch(s) {
 				d.late = append(d.late, s)
 			}
 		}
-		chains, leaves = slices.DeleteFunc(chains, inBranch), slices.DeleteFunc(leaves, inBranch)
+		c.chains, c.leaves = slices.DeleteFunc(c.chains, inBranch), slices.DeleteFunc(c.leaves, inBranch)
 	}
-	d.add(slices.Concat(chains, lists, leaves)...)
-	for _, id := range sortedFunc(d.want.Hooks, compareChain) {
-		if want, have := d.want.Hooks[id], d.have.Hooks[id]; !slices.Equal(want, have) {
-			d.add(SetHook{id, want[0].Rule, hookRules(have)})
-		}
-	}
+	d.add(c.steps()...)
 }
 
 // treesLate tells whether the trees may come after all else: what comes into
@@ -217,11 +185,11 @@ func (d *differ) treesCome() { d.add(d.late...) }
 func inTree(s Step) bool {
 	switch s := s.(type) {
 	case NewChain:
-		return isTree(s.ID.Name, chainMTree) || isTree(s.ID.Name, chainSTree)
+		return inTrees(s.ID.Name)
 	case AddRule:
-		return isTree(s.ID.Name, chainMTree) || isTree(s.ID.Name, chainSTree)
+		return inTrees(s.ID.Name)
 	case DelRule:
-		return isTree(s.ID.Name, chainMTree) || isTree(s.ID.Name, chainSTree)
+		return inTrees(s.ID.Name)
 	}
 	return false
 }

@@ -94,6 +94,7 @@ func drive(t *testing.T, w *world, steps []Step) {
 // driveTo ends before step cut.
 func driveTo(t *testing.T, w *world, steps []Step, cut int) {
 	t.Helper()
+	forwardGuardFirst(t, steps)
 	packets := w.crossing()
 	for i, s := range steps[:cut] {
 		if err := w.apply(s); err != nil {

@@ -138,7 +138,6 @@ func (d *differ) unmark() {
 			}
 		}
 	}
-	d.mid = maps.Clone(d.have.Chains)
 	d.prune(chainMTree)
 }
 
