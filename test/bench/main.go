@@ -95,7 +95,7 @@ func run() int {
 	flag.StringVar(&o.out, "out", "build/bench", "where the figures go")
 	flag.IntVar(&o.samples, "samples", 100, "repetitions of what is given as p50 and p99")
 	tenants := flag.String("tenants", "", "how many tenants, 1 to 4000: one number for control (default 1000), programming and idle (default 4000), a comma list for datapath (default 1,40,400,1000,4000)")
-	rules := flag.String("rules", "ours,linear", "datapath: the rules to measure")
+	rules := flag.String("rules", "ours,linear", "datapath: the rules to measure; unguarded is ours without its guards, which shows what is left to them")
 	metrics := flag.String("metrics", strings.Join(datapath.Metrics(), ","), "datapath: what to measure")
 	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")
 	flag.DurationVar(&o.idleFor, "idle-for", 5*time.Minute, "idle: how long to measure")

@@ -47,7 +47,7 @@ func Metrics() []string { return []string{Established, NewUDP, TCP, Bulk} }
 // Check says which of rules and metrics is unknown.
 func Check(rules, metrics []string) error {
 	for _, r := range rules {
-		if r != Ours && r != Linear {
+		if r != Ours && r != Linear && r != Unguarded {
 			return fmt.Errorf("unknown rules %q", r)
 		}
 	}
@@ -118,7 +118,12 @@ func runOne(ctx context.Context, o Options, i, tenants int) (rows []Row, err err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, rules := range o.Rules {
+	for _, rules := range inOrder(o.Rules) {
+		if rules == Unguarded {
+			if err := t.unguard(ctx, o.Backend); err != nil {
+				return nil, err
+			}
+		}
 		for _, metric := range o.Metrics {
 			row, err := b.measure(ctx, rules, metric)
 			if err != nil {

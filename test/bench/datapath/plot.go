@@ -90,6 +90,7 @@ func panel(rows []Row, metric string, legend bool) (*plot.Plot, error) {
 		shape       draw.GlyphDrawer
 	}{
 		{Ours, "egress-gateway", color.RGBA{0x1b, 0x6c, 0xa8, 0xff}, draw.CircleGlyph{}},
+		{Unguarded, "egress-gateway without its guards", color.RGBA{0x6b, 0x8e, 0x23, 0xff}, draw.SquareGlyph{}},
 		{Linear, "one rule after the other", color.RGBA{0xc8, 0x50, 0x2d, 0xff}, draw.TriangleGlyph{}},
 	} {
 		points := pick(rows, s.rules, metric)

@@ -98,7 +98,11 @@ func build(ctx context.Context, prefix string, family tenant.Family, tenants int
 	return t, nil
 }
 
+// gateway returns the one that has these rules.
 func (t *topology) gateway(name string) gateway {
+	if name == Unguarded {
+		name = Ours
+	}
 	for _, g := range t.gateways {
 		if g.name == name {
 			return g
