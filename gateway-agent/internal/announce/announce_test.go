@@ -51,17 +51,6 @@ func start(t *testing.T, gw *nettest.Net, o Options) *Announcer {
 	return a
 }
 
-// eventually waits for a condition of the kernel.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(3 * time.Second); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("not within 3 s: %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 func target(ip string) Target { return Target{Dev: "eg001", IP: netip.MustParseAddr(ip)} }
 
 // TestAnnouncementCorrectsNeighbours gives a node wrong entries.
@@ -71,7 +60,7 @@ func TestAnnouncementCorrectsNeighbours(t *testing.T) {
 	for _, ip := range []string{"192.168.99.13", "fd00:99::13"} {
 		node.Run("ip neigh replace " + ip + " lladdr 02:00:00:00:00:99 dev eth0 nud stale")
 		a.Announce(target(ip))
-		eventually(t, ip+" points to the tenant's link", func() bool {
+		nettest.Wait(t, ip+" points to the tenant's link", func() bool {
 			return strings.Contains(node.Run("ip neigh show "+ip), "02:00:c0:a8:63:0d")
 		})
 	}
@@ -193,7 +182,7 @@ func TestRefreshIPv6(t *testing.T) {
 		// Each time the node knows a wrong address, which only an announcement
 		// corrects: nobody answers there.
 		node.Run("ip neigh replace fd00:99::13 lladdr 02:00:00:00:00:99 dev eth0 nud stale")
-		eventually(t, "a refresh corrects the node", func() bool {
+		nettest.Wait(t, "a refresh corrects the node", func() bool {
 			return strings.Contains(node.Run("ip neigh show fd00:99::13"), "02:00:c0:a8:63:0d")
 		})
 	}
@@ -259,14 +248,14 @@ func TestWatch(t *testing.T) {
 	// A probe of a known entry, which goes to the link's MAC, is no event.
 	node.Run("ip neigh change 192.168.99.13 dev eth0 nud probe")
 	node.Ping("192.168.99.21", "192.168.99.13")
-	eventually(t, "the probe is answered", func() bool {
+	nettest.Wait(t, "the probe is answered", func() bool {
 		return strings.Contains(node.Run("ip neigh show 192.168.99.13"), "REACHABLE")
 	})
 	if len(events) > 0 {
 		t.Errorf("%d events for a probe", len(events))
 	}
 	cancel()
-	eventually(t, "the channel is closed", func() bool {
+	nettest.Wait(t, "the channel is closed", func() bool {
 		select {
 		case _, open := <-events:
 			return !open

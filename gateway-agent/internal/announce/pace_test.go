@@ -203,7 +203,7 @@ func TestSwitchKeepsTheMAC(t *testing.T) {
 	a := start(t, gw, Options{Interval: 300 * time.Millisecond, Refresh: 300 * time.Millisecond})
 	a.Announce(target("192.168.99.13"))
 	a.Keep([]Target{target("192.168.99.13")})
-	eventually(t, "the switch knows the MAC", func() bool {
+	nettest.Wait(t, "the switch knows the MAC", func() bool {
 		return strings.Contains(sw.Run("bridge fdb show br br0"), "02:00:c0:a8:63:0d dev p1")
 	})
 	n, stalled := traffic(5 * time.Second)

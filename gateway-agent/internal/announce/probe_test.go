@@ -25,19 +25,7 @@ func TestProbe(t *testing.T) {
 	for i := range 120 { // more than are sent at once
 		targets = append(targets, Target{"enp1s0", netip.AddrFrom4([4]byte{192, 168, 99, byte(100 + i)})})
 	}
-	probe := func() map[netip.Addr]Conflict {
-		var found map[netip.Addr]Conflict
-		var err error
-		begin := time.Now()
-		gw.Do(func() { found, err = a.Probe(t.Context(), targets, 250*time.Millisecond) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := time.Since(begin); d > time.Second {
-			t.Errorf("%d probes took %s", len(targets), d)
-		}
-		return found
-	}
+	probe := func() map[netip.Addr]Conflict { return probed(t, gw, a, targets) }
 	found := probe()
 	if c := found[netip.MustParseAddr("192.168.99.50")]; len(found) != 1 || c.MAC != mac {
 		t.Errorf("found %v, want 192.168.99.50 at %s", found, mac)
@@ -57,6 +45,22 @@ func TestProbe(t *testing.T) {
 	if found := probe(); len(found) != 0 {
 		t.Errorf("found %v after the address became free", found)
 	}
+}
+
+// probed asks for all targets at once, and returns who has which.
+func probed(t *testing.T, gw *nettest.Net, a *Announcer, targets []Target) map[netip.Addr]Conflict {
+	t.Helper()
+	var found map[netip.Addr]Conflict
+	var err error
+	begin := time.Now()
+	gw.Do(func() { found, err = a.Probe(t.Context(), targets, 250*time.Millisecond) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := time.Since(begin); d > time.Second {
+		t.Errorf("%d probes took %s", len(targets), d)
+	}
+	return found
 }
 
 // again has n send a frame every 5 ms until stop is called.
@@ -92,21 +96,8 @@ func TestProbeIPv6(t *testing.T) {
 		targets = append(targets, Target{"enp1s0", netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x99, 14: 1, 15: byte(i)})})
 	}
 	seen := node.RecordIPv6("eth0")
-	probe := func() map[netip.Addr]Conflict {
-		t.Helper()
-		var found map[netip.Addr]Conflict
-		var err error
-		begin := time.Now()
-		gw.Do(func() { found, err = a.Probe(t.Context(), targets, 250*time.Millisecond) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		if d := time.Since(begin); d > time.Second {
-			t.Errorf("%d probes took %s", len(targets), d)
-		}
-		return found
-	}
-	eventually(t, "the node has its address", func() bool { return len(probe()) == 1 })
+	probe := func() map[netip.Addr]Conflict { return probed(t, gw, a, targets) }
+	nettest.Wait(t, "the node has its address", func() bool { return len(probe()) == 1 })
 	if c := probe()[held]; c.MAC != macOf(node, "eth0") {
 		t.Errorf("%s is at %q, want %s", held, c.MAC, macOf(node, "eth0"))
 	}
@@ -191,7 +182,7 @@ func TestConflictsIPv6(t *testing.T) {
 	send(allNodes(asks(claims[1], ours, netip.MustParseAddr("fd00:99::88"))))
 	// Packets arrive in order, some of them at the NIC and at the link.
 	seen := map[string]bool{}
-	eventually(t, "the claims are reported", func() bool {
+	nettest.Wait(t, "the claims are reported", func() bool {
 		select {
 		case c := <-conflicts:
 			if c.IP != ours {

@@ -10,8 +10,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
-	"time"
 
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
 
@@ -53,7 +53,7 @@ func TestRouterAdvertisements(t *testing.T) {
 	l.gw.Run("ip address add fd00:99::12/64 dev enp1s0 nodad")
 	fromOutside := l.ext.Sender("eth0")
 	fromOutside(advertisement(allNodes, mac, outside))
-	wait(t, "the VM to take its default route from the advertisement", gw("route show default", "dev enp7s0 proto ra"))
+	nettest.Wait(t, "the VM to take its default route from the advertisement", gw("route show default", "dev enp7s0 proto ra"))
 
 	l.open("iptables-nft")
 	in := l.input()
@@ -70,7 +70,7 @@ func TestRouterAdvertisements(t *testing.T) {
 	}
 	fromInside(advertisement(tenantMAC, mac, inside))
 	fromInside(advertisement(allNodes, mac, inside))
-	wait(t, "the internal NIC to take an address from the advertisement", gw("address show dev enp1s0", "fd00:77:"))
+	nettest.Wait(t, "the internal NIC to take an address from the advertisement", gw("address show dev enp1s0", "fd00:77:"))
 	if out := l.gw.Run("ip -6 route show default"); strings.Contains(out, "enp1s0") || strings.Contains(out, "eg001") {
 		t.Errorf("a default route from the inside: %s", out)
 	}
@@ -85,17 +85,7 @@ func TestRouterAdvertisements(t *testing.T) {
 		}
 	}
 	fromOutside(advertisement(allNodes, mac, netip.MustParsePrefix("2001:db8:78::/64")))
-	wait(t, "the external NIC to go on to take advertisements", gw("address show dev enp7s0", "2001:db8:78:"))
-}
-
-func wait(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited 5 s for %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	nettest.Wait(t, "the external NIC to go on to take advertisements", gw("address show dev enp7s0", "2001:db8:78:"))
 }
 
 // TestPreflightIPv6: the IPv6 default route counts while a tenant has IPv6, and

@@ -83,7 +83,7 @@ func TestBroadcastReachesNoOtherLink(t *testing.T) {
 			c.Close()
 		}
 	})
-	eventually(t, "a node resolves an IPv6 gateway IP", func() bool {
+	nettest.Wait(t, "a node resolves an IPv6 gateway IP", func() bool {
 		return strings.Contains(l.node2.Run("ip -6 neigh show fd00:99::1:a"), "02:00:c0:a8:64:0b")
 	})
 	for name, n := range l.received() {
@@ -101,17 +101,6 @@ func TestBroadcastReachesNoOtherLink(t *testing.T) {
 		if n := got[netip.MustParseAddr(src)]; n != times {
 			t.Errorf("the VM's own NIC received %d of %d broadcasts of %s", n, times, src)
 		}
-	}
-}
-
-// eventually waits for a condition of the kernel.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for end := time.Now().Add(3 * time.Second); !ok(); {
-		if time.Now().After(end) {
-			t.Fatalf("not within 3 s: %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
 
@@ -51,7 +52,7 @@ func (l *lab) dual(backend string) plan.Input {
 func (l *lab) served(t *testing.T, in plan.Input) {
 	t.Helper()
 	l.serve(in)
-	wait(t, "the tenant's link to hear neighbour solicitations", func() bool {
+	nettest.Wait(t, "the tenant's link to hear neighbour solicitations", func() bool {
 		return strings.Contains(l.gw.Run("ip -6 maddress show dev eg001"), "ff02::1:ff00:13")
 	})
 }
@@ -80,7 +81,7 @@ func TestDualStack(t *testing.T) {
 		const near = "[fd00:55::112]:7"
 		l.ext.Run("ip address add fd00:55::112/64 dev eth0 nodad")
 		l.ext.Echo(near)
-		wait(t, "the outside to hear neighbour solicitations", func() bool {
+		nettest.Wait(t, "the outside to hear neighbour solicitations", func() bool {
 			return strings.Contains(l.ext.Run("ip -6 maddress show dev eth0"), "ff02::1:ff00:112")
 		})
 		expectAt(t, l.gw, "::", near, "fd00:55::12")

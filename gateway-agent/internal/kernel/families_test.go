@@ -85,7 +85,7 @@ func (p plane) serve(t *testing.T, in plan.Input) {
 			for _, a := range tenant.IPv6.Addrs(list) {
 				b := a.As16()
 				group := netip.AddrFrom16([16]byte{0: 0xff, 1: 2, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]})
-				wait(t, dev+" to hear neighbour solicitations", func() bool {
+				nettest.Wait(t, dev+" to hear neighbour solicitations", func() bool {
 					return strings.Contains(p.l.gw.Run("ip -6 maddress show dev "+dev), group.String())
 				})
 			}

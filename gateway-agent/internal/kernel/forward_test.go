@@ -167,7 +167,7 @@ func TestForwardGuardWaitsForNoOtherRules(t *testing.T) {
 		}
 		return strings.Split(string(b), "\n")
 	}
-	wait(t, "nft to tell of new rules", func() bool {
+	nettest.Wait(t, "nft to tell of new rules", func() bool {
 		l.gw.Run("nft add table inet foreign; nft add chain inet foreign c; nft add rule inet foreign c accept; nft delete table inet foreign")
 		return len(told()) > 1
 	})
@@ -180,7 +180,7 @@ func TestForwardGuardWaitsForNoOtherRules(t *testing.T) {
 		}
 		return -1
 	}
-	wait(t, "the last rule to be told", func() bool { return last("ip6 nat EGW-S00") > 0 })
+	nettest.Wait(t, "the last rule to be told", func() bool { return last("ip6 nat EGW-S00") > 0 })
 	first := slices.IndexFunc(told(), func(s string) bool { return strings.Contains(s, "ip nat EGW-") })
 	for _, guard := range []string{"ip filter FORWARD", "ip6 filter FORWARD", "ip6 filter EGW-OUT"} {
 		if i := last(guard); i < 0 || i > first {

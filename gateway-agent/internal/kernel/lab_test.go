@@ -95,7 +95,7 @@ func (l *lab) pod(n *nettest.Net, ip, gateway string) {
 		%[1]s rule add from %[2]s lookup %[5]d
 		%[1]s route add default via %[6]s table %[5]d`, command, ip, a.BitLen(), flags, table, gateway))
 	if a.Is6() { // the kernel takes packets for it a moment later
-		wait(l.t, "the pod's address", func() bool { return strings.Contains(n.Run("ip -6 route show table local "+ip), ip) })
+		nettest.Wait(l.t, "the pod's address", func() bool { return strings.Contains(n.Run("ip -6 route show table local "+ip), ip) })
 	}
 }
 
@@ -183,6 +183,18 @@ func (l *lab) apply(steps []plan.Step) {
 	if l.t.Failed() {
 		l.t.FailNow()
 	}
+}
+
+// counters reads what has been counted so far.
+func (l *lab) counters() kernel.Counters {
+	l.t.Helper()
+	var c kernel.Counters
+	var err error
+	l.gw.Do(func() { c, err = l.kernel.Counters(context.Background()) })
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return c
 }
 
 func (l *lab) flowSteps(ctx context.Context, steps []plan.Step) {

@@ -181,7 +181,7 @@ func TestRightNeighbourUnderLoad(t *testing.T) {
 			back.Close()
 			for ip, mac := range want {
 				var seen string
-				wait(t, "node1 to know "+ip, func() bool { seen = l.node1.Run("ip neigh show " + ip); return strings.Contains(seen, "lladdr") })
+				nettest.Wait(t, "node1 to know "+ip, func() bool { seen = l.node1.Run("ip neigh show " + ip); return strings.Contains(seen, "lladdr") })
 				if !strings.Contains(seen, mac) {
 					t.Fatalf("node1 has %s at %q, want %s", ip, seen, mac)
 				}
@@ -222,7 +222,7 @@ func TestNoDetectionDelay(t *testing.T) {
 		c.Close()
 	}
 	for _, ip := range []string{p.blueGateway, p.redGateway} {
-		wait(t, "node1 to know "+ip, func() bool { return strings.Contains(l.node1.Run("ip neigh show "+ip), "lladdr") })
+		nettest.Wait(t, "node1 to know "+ip, func() bool { return strings.Contains(l.node1.Run("ip neigh show "+ip), "lladdr") })
 	}
 	t.Logf("answered after %s", time.Since(began).Round(time.Millisecond))
 }

@@ -4,7 +4,6 @@ package kernel_test
 
 import (
 	"bytes"
-	"context"
 	"net/netip"
 	"runtime"
 	"strconv"
@@ -16,7 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 )
 
@@ -39,13 +37,7 @@ func (p plane) noPod(t *testing.T, r *nettest.Recording) {
 // refused returns how many packets were refused so far, by reason.
 func (l *lab) refused() map[string]int {
 	l.t.Helper()
-	var c kernel.Counters
-	var err error
-	l.gw.Do(func() { c, err = l.kernel.Counters(context.Background()) })
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	out := make(map[string]int)
+	c, out := l.counters(), make(map[string]int)
 	for reason, n := range c.Refused {
 		out[reason] = int(n.Packets)
 	}

@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"egress-gateway.io/gateway-agent/internal/flows"
-	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/gateway-agent/internal/reconcile"
@@ -63,13 +62,7 @@ func (l *lab) watch(in plan.Input) *reconcile.PortWatch {
 // cameFrom returns how many packets came through a tenant's link.
 func (l *lab) cameFrom(tenant string) int {
 	l.t.Helper()
-	var c kernel.Counters
-	var err error
-	l.gw.Do(func() { c, err = l.kernel.Counters(context.Background()) })
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return int(c.Tenants[tenant].FromPods.Packets)
+	return int(l.counters().Tenants[tenant].FromPods.Packets)
 }
 
 // TestPortExhaustion fills all source ports of blue towards one destination

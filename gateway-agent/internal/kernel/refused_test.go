@@ -16,17 +16,6 @@ import (
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
 
-func (l *lab) counters() kernel.Counters {
-	l.t.Helper()
-	var c kernel.Counters
-	var err error
-	l.gw.Do(func() { c, err = l.kernel.Counters(context.Background()) })
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	return c
-}
-
 // TestRefusedByTenant has pods of two tenants send what is refused, for each
 // reason, over both families, and compares with what was refused in all. What
 // is right is not counted.

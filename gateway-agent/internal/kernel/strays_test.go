@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"testing"
 
-	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
@@ -81,11 +80,8 @@ func TestNodeSources(t *testing.T) {
 				t.Errorf("%s: the server saw %s, want %s", network, got, p.red)
 			}
 		}
-		var counters kernel.Counters
-		var err error
-		l.gw.Do(func() { counters, err = l.kernel.Counters(context.Background()) })
-		if n := counters.NodeSources["demo/ns-red"]; err != nil || n != 3 || len(counters.NodeSources) != 1 {
-			t.Errorf("counted %v, %v; want 3 of ns-red", counters.NodeSources, err)
+		if counted := l.counters().NodeSources; counted["demo/ns-red"] != 3 || len(counted) != 1 {
+			t.Errorf("counted %v; want 3 of ns-red", counted)
 		}
 		p.clean(t)
 	})

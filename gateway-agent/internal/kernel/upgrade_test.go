@@ -113,7 +113,7 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 				}
 			}
 		})
-		wait(t, "traffic", func() bool { return len(l.wire.Sources()) > 0 })
+		nettest.Wait(t, "traffic", func() bool { return len(l.wire.Sources()) > 0 })
 		steps := l.serve(l.input())
 		cancel()
 		wg.Wait()

@@ -12,9 +12,22 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// Wait looks until ok, for 5 seconds at most; then it fails the test and says
+// what did not come. It is for what the kernel does a moment later, by itself.
+func Wait(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !ok(); {
+		if time.Now().After(end) {
+			t.Fatalf("not within 5 s: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
 
 // Net is a network namespace, held by a thread that lives in it.
 type Net struct {

@@ -21,58 +21,22 @@ type Capture struct {
 // Capture counts what arrives at nic until the test ends.
 func (n *Net) Capture(nic string) *Capture {
 	n.t.Helper()
-	const all = 0x0003 // ETH_P_ALL
 	c := &Capture{sources: make(map[netip.Addr]int)}
-	var fd int
-	var err error
-	n.Do(func() {
-		var link *net.Interface
-		if link, err = net.InterfaceByName(nic); err != nil {
-			return
-		}
-		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
-			return
-		}
-		timeout := unix.NsecToTimeval(int64(50 * time.Millisecond))
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
-		_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all << 8, Ifindex: link.Index})
-	})
-	if err != nil {
-		n.t.Fatalf("capture on %s: %v", nic, err)
-	}
-	stop, done := make(chan struct{}), make(chan struct{})
-	go func() { defer close(done); c.read(fd, stop) }()
-	n.t.Cleanup(func() { close(stop); <-done; unix.Close(fd) })
-	return c
-}
-
-func (c *Capture) read(fd int, stop chan struct{}) {
-	buf := make([]byte, 128)
-	for {
-		select {
-		case <-stop:
-			return
-		default:
-		}
-		got, from, err := unix.Recvfrom(fd, buf, unix.MSG_TRUNC)
-		link, ok := from.(*unix.SockaddrLinklayer)
-		if err != nil || !ok || link.Pkttype == unix.PACKET_OUTGOING {
-			continue
-		}
+	n.listen(nic, unix.ETH_P_ALL, 40, func(packet []byte, protocol uint16) {
 		var src netip.Addr
 		switch {
-		case got >= 20 && buf[0]>>4 == 4 && link.Protocol == 0x0008:
-			src = netip.AddrFrom4([4]byte(buf[12:16]))
-		case got >= 40 && buf[0]>>4 == 6 && link.Protocol == 0xdd86:
-			src = netip.AddrFrom16([16]byte(buf[8:24]))
+		case len(packet) >= 20 && packet[0]>>4 == 4 && protocol == unix.ETH_P_IP:
+			src = netip.AddrFrom4([4]byte(packet[12:16]))
+		case len(packet) >= 40 && packet[0]>>4 == 6 && protocol == unix.ETH_P_IPV6:
+			src = netip.AddrFrom16([16]byte(packet[8:24]))
 		default:
-			continue
+			return
 		}
 		c.mu.Lock()
+		defer c.mu.Unlock()
 		c.sources[src]++
-		c.mu.Unlock()
-	}
+	})
+	return c
 }
 
 // Sources returns the counts so far. Packets that were sent before the call
