@@ -227,7 +227,7 @@ func (a *agent) ready() error {
 // run serves until ctx ends.
 func (a *agent) run(ctx context.Context) error {
 	a.log.Info("starting", "version", daemon.Version(), "group", a.config.Group, "internal", a.config.InternalInterface,
-		"external", a.config.ExternalInterface, "listen", a.server.Addr())
+		"external", a.config.ExternalInterface, "iptables", a.kernel.Backend(), "listen", a.server.Addr())
 	version := map[string]string{"version": daemon.Version()}
 	a.tell(reconcile.Event{Kind: reconcile.EventStart, Subject: "gateway/" + a.config.Name, Data: version})
 	a.conn.OnStateChange(a.tellConnection)

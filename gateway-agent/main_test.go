@@ -127,7 +127,7 @@ func exampleSight() sight {
 				"node1": {Schema: tenant.Schema, Cluster: "c1", Name: "node1", Subnets: []netip.Prefix{prefix("10.128.0.0/23")}, Addresses: []netip.Addr{addr("192.168.99.21")}},
 			},
 		}}}},
-		running: true,
+		running: true, iptables: "1.8.9 (nf_tables)",
 		host: plan.Host{
 			Internal: "enp1s0", External: "enp7s0", MarkMask: 0xfff00000,
 			OnLink: []netip.Prefix{prefix("192.168.64.0/18")}, Own: []netip.Addr{addr("192.168.99.12"), addr("192.168.55.12")},
@@ -196,7 +196,7 @@ func TestStatusText(t *testing.T) {
 	broken.preflight = []kernel.Check{{Name: "default route", Err: errors.New("it leaves through enp1s0, not enp7s0"), Remedy: "let it leave through the external interface"}}
 	golden(t, "broken.txt", textOf(t, newReport(c, broken)))
 
-	golden(t, "empty.txt", textOf(t, newReport(c, sight{host: healthy.host})))
+	golden(t, "empty.txt", textOf(t, newReport(c, sight{host: healthy.host, iptables: healthy.iptables})))
 }
 
 // TestStatusJSON: the names of the fields are for programs and do not change.

@@ -33,6 +33,7 @@ type report struct {
 	Healthy  bool          `json:"healthy"`
 	Internal string        `json:"internalInterface"`
 	External string        `json:"externalInterface"`
+	IPTables string        `json:"iptables"` // version and backend: "1.8.9 (nf_tables)"
 	Clusters []clusterLine `json:"clusters"`
 	Tenants  []tenantLine  `json:"tenants"`
 	Routes   []routeLine   `json:"routes"`
@@ -139,7 +140,7 @@ func readReport(ctx context.Context, c Config) (report, error) {
 		return report{}, err
 	}
 	defer k.Close()
-	seen := sight{Loaded: loaded, preflight: k.Preflight(ctx)}
+	seen := sight{Loaded: loaded, iptables: k.Backend(), preflight: k.Preflight(ctx)}
 	if seen.running, err = store.Locked(); err != nil {
 		return report{}, err
 	}
@@ -175,6 +176,7 @@ func readUsage(ctx context.Context, c Config) (reconcile.Usage, error) {
 type sight struct {
 	reconcile.Loaded
 	running   bool
+	iptables  string // version and backend
 	nats      string // what is wrong with the embedded server
 	preflight []kernel.Check
 	host      plan.Host
@@ -187,7 +189,7 @@ type sight struct {
 func newReport(c Config, s sight) report {
 	r := report{
 		Gateway: c.Name, Group: c.Group, Version: daemon.Version(), Running: s.running,
-		Internal: c.InternalInterface, External: c.ExternalInterface,
+		Internal: c.InternalInterface, External: c.ExternalInterface, IPTables: s.iptables,
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Memory.Clusters)) {
 		cl := s.Memory.Clusters[name]

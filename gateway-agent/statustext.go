@@ -27,7 +27,7 @@ func (r report) print(w io.Writer) error {
 		health = "NOT HEALTHY"
 	}
 	fmt.Fprintf(&b, "Gateway %s (group %s, %s), daemon %s: %s\n", r.Gateway, r.Group, r.Version, state, health)
-	fmt.Fprintf(&b, "%s towards the nodes, %s towards the outside\n", r.Internal, r.External)
+	fmt.Fprintf(&b, "%s towards the nodes, %s towards the outside; rules by iptables %s\n", r.Internal, r.External, r.IPTables)
 
 	table(&b, "Clusters", "CLUSTER\tGENERATION\tTENANTS\tNODES", len(r.Clusters), func(i int) string {
 		c := r.Clusters[i]

@@ -207,7 +207,7 @@ func TestStopStatusAndCleanup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, want := range []string{"ns-blue", "ns-red", blue.EgressIP().String(), red.GatewayIP().String(), "10.128.0.0/23", "192.168.99.21",
+		for _, want := range []string{"ns-blue", "ns-red", blue.EgressIP().String(), red.GatewayIP().String(), "10.128.0.0/23", "192.168.99.21", "rules by iptables 1.",
 			blue.EgressIP6().String(), red.GatewayIP6().String(), "fd01:0:0:1::/64", "fd00:99::21"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("status does not tell %s:\n%s", want, out)

@@ -154,7 +154,9 @@ func (k *Kernel) Close() {
 // ends. Safe for concurrent use with all other methods but Close.
 func (k *Kernel) Watch(ctx context.Context, report func()) error { return k.notices.watch(ctx, report) }
 
-// Backend says which iptables serves: "nf_tables" or "legacy", and its version.
+// Backend says which iptables serves, by its version and its kernel interface:
+// "1.8.9 (nf_tables)" or "1.8.9 (legacy)". Versions before 1.8 name no interface;
+// they know the older one only.
 func (k *Kernel) Backend() string { return k.tables[tenant.IPv4].version }
 
 // consistent repeats a dump that changes interrupted: a list that lacks

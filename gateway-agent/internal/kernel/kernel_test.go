@@ -217,6 +217,14 @@ func TestOneBadTenantDoesNotStopOthers(t *testing.T) {
 	})
 }
 
+func TestBackendIsStated(t *testing.T) {
+	for program, want := range map[string]string{"iptables-nft": "(nf_tables)", "iptables-legacy": "(legacy)"} {
+		if got := newLab(t, program).kernel.Backend(); !strings.HasSuffix(got, " "+want) || got[0] < '0' || got[0] > '9' {
+			t.Errorf("%s says %q, want a version and %s", program, got, want)
+		}
+	}
+}
+
 func TestPreflight(t *testing.T) {
 	l := newLab(t, "iptables-nft")
 	check := func(want string) {
