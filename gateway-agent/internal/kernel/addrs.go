@@ -34,44 +34,38 @@ func dumpAddrs(links []linkInfo) ([]addrInfo, error) {
 	for _, l := range links {
 		names[uint32(l.index)] = l.name
 	}
-	return consistent(func() ([]addrInfo, error) {
-		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
-		req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
-		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
-		if err != nil {
-			return nil, fmt.Errorf("list addresses: %w", err)
-		}
-		out := make([]addrInfo, 0, len(messages))
-		for _, m := range messages {
-			a, err := parseAddr(m, names)
-			if err != nil {
-				return nil, fmt.Errorf("list addresses: %w", err)
-			}
-			out = append(out, a)
-		}
-		return out, nil
-	})
+	parse := func(m []byte) (addrInfo, error) { return parseAddr(m, names) }
+	addrs, err := dump(unix.RTM_GETADDR, parse, nl.NewIfAddrmsg(unix.AF_UNSPEC))
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	return addrs, nil
 }
 
 func parseAddr(m []byte, names map[uint32]string) (addrInfo, error) {
-	head := nl.DeserializeIfAddrmsg(m)
-	attrs, err := nl.ParseRouteAttr(m[head.Len():])
-	if err != nil {
-		return addrInfo{}, err
+	if len(m) < unix.SizeofIfAddrmsg {
+		return addrInfo{}, errMalformed
 	}
+	head := nl.DeserializeIfAddrmsg(m)
 	a := addrInfo{dev: names[head.Index], link: head.Scope >= unix.RT_SCOPE_LINK}
 	var ip, local netip.Addr
-	for _, at := range attrs {
-		switch at.Attr.Type {
+	list := attributes{m[unix.SizeofIfAddrmsg:]}
+	for kind, value, more := list.next(); more; kind, value, more = list.next() {
+		switch kind {
 		case unix.IFA_ADDRESS:
-			ip, _ = netip.AddrFromSlice(at.Value)
+			ip, _ = netip.AddrFromSlice(value)
 		case unix.IFA_LOCAL: // differs from IFA_ADDRESS on point-to-point links
-			local, _ = netip.AddrFromSlice(at.Value)
+			local, _ = netip.AddrFromSlice(value)
 		case unix.IFA_LABEL:
-			a.label = nl.BytesToString(at.Value)
+			a.label = text(value)
 		case ifaProto:
-			a.proto = at.Value[0]
+			if len(value) > 0 {
+				a.proto = value[0]
+			}
 		}
+	}
+	if list.malformed() {
+		return addrInfo{}, errMalformed
 	}
 	if local.IsValid() {
 		ip = local

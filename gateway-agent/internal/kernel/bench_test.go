@@ -72,6 +72,24 @@ func (l *lab) want(in plan.Input) plan.State {
 	return want
 }
 
+// BenchmarkLook measures a look at 4,000 tenants that reads everything, and how
+// much memory it takes.
+func BenchmarkLook(b *testing.B) {
+	l := newLab(b, "iptables-nft")
+	l.serve(l.many(4000))
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		l.gw.Run("nft add table inet foreign && nft delete table inet foreign") // else the rules are known
+		b.StartTimer()
+		l.gw.Do(func() {
+			if _, err := l.kernel.Look(b.Context(), true); err != nil {
+				b.Error(err)
+			}
+		})
+	}
+}
+
 // BenchmarkScrape measures what the counters of 1,000 tenants cost.
 func BenchmarkScrape(b *testing.B) {
 	l := newLab(b, "iptables-nft")

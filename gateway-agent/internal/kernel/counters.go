@@ -49,8 +49,8 @@ type Counters struct {
 	Strays      []plan.Stray
 }
 
-// Counters reads the counts of all tenants, with five requests and three programs
-// (two without IPv6), however many tenants there are.
+// Counters reads the counts of all tenants, with six requests and two programs
+// (one without IPv6), however many tenants there are.
 func (k *Kernel) Counters(ctx context.Context) (Counters, error) {
 	out := Counters{Tenants: make(map[string]Traffic), Refused: make(map[string]Counter)}
 	links, err := dumpLinks(true)
@@ -80,7 +80,7 @@ func (k *Kernel) Counters(ctx context.Context) (Counters, error) {
 	if out.Strays, err = k.Strays(ctx); err != nil {
 		return out, err
 	}
-	out.Guards, err = k.guardCounters(ctx)
+	out.Guards, err = k.guardCounters()
 	return out, err
 }
 

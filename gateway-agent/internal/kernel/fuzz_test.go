@@ -5,9 +5,11 @@ package kernel
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 	"egress-gateway.io/shared/tenant"
@@ -40,19 +42,65 @@ func FuzzParseSave(f *testing.F) {
 	})
 }
 
-// An element that is not understood must differ from any that is wanted, so
-// that the set is put right; it must not end the agent.
+// Whatever the kernel tells about an element of a set becomes the text that
+// encodes to the very same bytes, or is told to be odd; and the agent goes on.
 func FuzzElement(f *testing.F) {
-	for _, seed := range []string{`"192.0.2.1"`, `{"prefix":{"addr":"10.128.0.0","len":14}}`, `{"concat":["eg001",1048576,"192.0.2.1"]}`, `{"concat":[null,-1,{}]}`, `{"range":["a","b"]}`, `7`} {
-		f.Add(seed, true)
+	for set, raw := range map[string][]byte{
+		"owners4": keyed(ownerKey()),
+		"owners6": keyed(ownerKey()),
+		"stale4":  keyed(ownerKey()[unix.IFNAMSIZ:], attribute(unix.NFTA_SET_ELEM_EXPR, 1)),
+		"pods4":   keyed(ownerKey()[20:], attribute(unix.NFTA_SET_ELEM_FLAGS, 0, 0, 0, 1)),
+		"links6":  keyed(ownerKey()[:unix.IFNAMSIZ], attribute(unix.NFTA_SET_ELEM_DATA, attribute(unix.NFTA_DATA_VALUE, 0, 0, 16, 0)...)),
+	} {
+		f.Add(set, raw)
+		f.Add(set, raw[:len(raw)-4])
 	}
-	f.Fuzz(func(t *testing.T, text string, prefixes bool) {
-		var plain string
-		if !json.Valid([]byte(text)) || json.Unmarshal([]byte(text), &plain) == nil && plain == "" {
-			return // nft prints neither
+	types := plan.GuardSetTypes()
+	f.Fuzz(func(t *testing.T, set string, raw []byte) {
+		layout, err := parseLayout(types[set])
+		if types[set] == "" || err != nil {
+			return
 		}
-		if element(json.RawMessage(text), prefixes) == "" {
-			t.Errorf("%s became nothing", text)
+		r := setReader{layout: layout, plain: true}
+		r.take(raw)
+		elements := r.set(0)
+		if !r.plain || layout.intervals {
+			return
+		}
+		e, ok := parseElement(raw)
+		if len(elements) != 1 || !ok {
+			t.Fatalf("%d elements", len(elements))
+		}
+		for written := range elements {
+			again, err := guardElement(written)
+			if err != nil || !bytes.Equal(again.Key, e.key) || !bytes.Equal(again.Val, e.value) {
+				t.Errorf("%x : %x was read as %q, which is %x : %x (%v)", e.key, e.value, written, again.Key, again.Val, err)
+			}
+		}
+	})
+}
+
+// Messages are walked through by lengths that are in them; each body that is handed
+// over lies within, and what is no message is told.
+func FuzzMessages(f *testing.F) {
+	header := binary.NativeEndian.AppendUint32(nil, 20)
+	header = append(header, 12, 10, 2, 0, 7, 0, 0, 0, 0, 0, 0, 0)
+	f.Add(append(slices.Clone(header), 2, 0, 0, 0))
+	f.Add(append(slices.Clone(header), 2))
+	f.Add(header[:9])
+	f.Fuzz(func(t *testing.T, messages []byte) {
+		read := 0
+		a := answer{seq: 7, each: func(body []byte) error {
+			read += unix.SizeofNlMsghdr + len(body)
+			parseRule(body)
+			parseSet(body)
+			if parseLink(body); len(body) > 0 {
+				parseAddr(body, nil)
+			}
+			return eachElement(body, func(element []byte) error { parseElement(element); return nil })
+		}}
+		if err := a.take(messages); read > len(messages) {
+			t.Errorf("%d bytes of %d (%v)", read, len(messages), err)
 		}
 	})
 }

@@ -39,12 +39,12 @@ type rulesSeen struct {
 // rulesLook is a look at the rules that is under way: what has to be read, the
 // programs read beside whatever else the caller does.
 type rulesLook struct {
-	known             bool   // the rules, but those of iptables-legacy, are as they were seen
-	before            uint32 // their number
-	counted           error
-	save              map[tenant.Family]*command
-	prints            map[tenant.Family]uint64 // of iptables-legacy, before that
-	guard, neighbours listing                  // without a command where nothing has to be read
+	known      bool   // the rules, but those of iptables-legacy, are as they were seen
+	before     uint32 // their number
+	counted    error
+	save       map[tenant.Family]*command
+	prints     map[tenant.Family]uint64 // of iptables-legacy, before that
+	neighbours bool                     // are to be read
 }
 
 // startRules begins a look at the rules. Nobody counts what iptables-legacy does
@@ -55,9 +55,6 @@ func (k *Kernel) startRules(ctx context.Context, afresh, neighbours bool) *rules
 	l := &rulesLook{save: make(map[tenant.Family]*command), prints: make(map[tenant.Family]uint64)}
 	l.before, l.counted = k.rulesGeneration()
 	l.known = l.counted == nil && k.seen.valid && k.seen.generation == l.before && !(afresh && k.seen.derived)
-	if !l.known {
-		l.guard = k.startListing(ctx, "inet", plan.GuardTable)
-	}
 	for f, t := range k.tables {
 		if !l.known || t.legacy() && !k.legacySame(f) {
 			if t.legacy() {
@@ -66,9 +63,7 @@ func (k *Kernel) startRules(ctx context.Context, afresh, neighbours bool) *rules
 			l.save[f] = start(ctx, nil, t.save)
 		}
 	}
-	if !l.known || neighbours || k.seen.neighbours.Shape == "" {
-		l.neighbours = k.startListing(ctx, "netdev", plan.NeighbourTable)
-	}
+	l.neighbours = !l.known || neighbours || k.seen.neighbours.Shape == ""
 	return l
 }
 
@@ -76,6 +71,14 @@ func (k *Kernel) startRules(ctx context.Context, afresh, neighbours bool) *rules
 // that was started.
 func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
 	now := k.seen
+	if !l.known {
+		now.guard, err = k.readGuard()
+	}
+	if l.neighbours {
+		var failed error
+		now.neighbours, failed = k.readNeighbours()
+		err = errors.Join(err, failed)
+	}
 	if len(l.save) > 0 {
 		now.chains, now.hooks = make(map[plan.ChainID][]string), make(map[plan.ChainID][]plan.Hook)
 	}
@@ -87,16 +90,6 @@ func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
 		case len(l.save) > 0:
 			carryFamily(&now, k.seen, f)
 		}
-	}
-	if l.guard.command != nil {
-		var failed error
-		now.guard, failed = readGuard(l.guard)
-		err = errors.Join(err, failed)
-	}
-	if l.neighbours.command != nil {
-		var failed error
-		now.neighbours, failed = readNeighbours(l.neighbours)
-		err = errors.Join(err, failed)
 	}
 	if err != nil {
 		return false, err
@@ -115,7 +108,7 @@ func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
 	k.rules.looked(l.before, l.counted == nil)
 	old := k.seen
 	k.seen = now
-	if len(l.save) == 0 && l.neighbours.command == nil {
+	if len(l.save) == 0 && !l.neighbours && l.known {
 		return true, nil
 	}
 	return old.chains != nil && now.equal(old), nil

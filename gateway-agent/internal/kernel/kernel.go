@@ -48,6 +48,7 @@ type Kernel struct {
 	// processors have forgotten what was deleted before, 10 to 20 ms.
 	sockets map[int]*nl.SocketHandle
 	nftConn *nftables.Conn // stays open like sockets; nil until it is needed
+	lists   *lister        // of what is in tables of nftables, stays open too
 	log     *slog.Logger
 	// What was seen last, and what keeps it true.
 	mirror  mirror
@@ -71,7 +72,7 @@ type Failure struct {
 // New opens the kernel. It fails if the tools are not there; whether the VM
 // fits otherwise is for Preflight to say.
 func New(host plan.Host, o Options) (*Kernel, error) {
-	k := &Kernel{host: host, sysctl: o.SysctlRoot, log: o.Log, tables: make(map[tenant.Family]*tables)}
+	k := &Kernel{host: host, sysctl: o.SysctlRoot, log: o.Log, tables: make(map[tenant.Family]*tables), lists: newLister(unix.NETLINK_NETFILTER)}
 	if k.sysctl == "" {
 		k.sysctl = "/proc/sys"
 	}
@@ -143,6 +144,7 @@ func (k *Kernel) Close() {
 		}
 	}
 	k.closeNFT()
+	k.lists.close()
 	if err := k.prints.close(); err != nil {
 		k.log.Debug("close the sockets towards iptables-legacy", "err", err)
 	}

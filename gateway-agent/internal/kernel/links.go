@@ -3,13 +3,13 @@
 package kernel
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -39,94 +39,67 @@ type linkInfo struct {
 	broadcast     bool // it takes copies of broadcast frames
 	ipv6          bool
 	ipv6Alone     bool // it takes no router advertisement and makes up no address
-	mac           net.HardwareAddr
+	mac           string
 	rx, tx        Counter
 }
 
 // dumpLinks reads all links in one dump, and parses no more of them than is
 // needed.
 func dumpLinks(stats bool) ([]linkInfo, error) {
-	return consistent(func() ([]linkInfo, error) {
-		req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_DUMP)
-		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-		if !stats {
-			req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(rtextFilterSkipStats)))
-		}
-		messages, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
-		if err != nil {
-			return nil, fmt.Errorf("list links: %w", err)
-		}
-		out := make([]linkInfo, 0, len(messages))
-		for _, m := range messages {
-			l, err := parseLink(m)
-			if err != nil {
-				return nil, fmt.Errorf("list links: %w", err)
-			}
-			out = append(out, l)
-		}
-		return out, nil
-	})
+	about := []nl.NetlinkRequestData{nl.NewIfInfomsg(unix.AF_UNSPEC)}
+	if !stats {
+		about = append(about, nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(rtextFilterSkipStats)))
+	}
+	links, err := dump(unix.RTM_GETLINK, parseLink, about...)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	return links, nil
 }
 
-func parseLink(m []byte) (linkInfo, error) {
+func parseLink(m []byte) (l linkInfo, err error) {
+	if len(m) < unix.SizeofIfInfomsg {
+		return l, errMalformed
+	}
 	head := nl.DeserializeIfInfomsg(m)
-	attrs, err := nl.ParseRouteAttr(m[head.Len():])
-	if err != nil {
-		return linkInfo{}, err
-	}
-	l := linkInfo{index: int(head.Index), up: head.Flags&unix.IFF_UP != 0}
-	for _, a := range attrs {
-		switch a.Attr.Type {
-		case unix.IFLA_IFNAME:
-			l.name = nl.BytesToString(a.Value)
-		case unix.IFLA_IFALIAS:
-			l.alias = nl.BytesToString(a.Value)
-		case unix.IFLA_LINK:
-			l.parent = int(nl.NativeEndian().Uint32(a.Value))
-		case unix.IFLA_ADDRESS:
-			l.mac = net.HardwareAddr(a.Value)
-		case unix.IFLA_LINKINFO:
-			l.kind, l.private, l.broadcast = parseLinkInfo(a.Value)
-		case unix.IFLA_AF_SPEC:
-			l.ipv6, l.ipv6Alone = parseIPv6(a.Value)
-		case unix.IFLA_STATS64:
-			if len(a.Value) >= 32 {
-				u := nl.NativeEndian().Uint64
-				l.rx = Counter{u(a.Value), u(a.Value[16:])}
-				l.tx = Counter{u(a.Value[8:]), u(a.Value[24:])}
-			}
+	l.index, l.up = int(head.Index), head.Flags&unix.IFF_UP != 0
+	for list := (attributes{m[unix.SizeofIfInfomsg:]}); ; {
+		kind, value, more := list.next()
+		switch {
+		case !more && list.malformed():
+			return l, errMalformed
+		case !more:
+			return l, nil
+		case kind == unix.IFLA_IFNAME:
+			l.name = text(value)
+		case kind == unix.IFLA_IFALIAS:
+			l.alias = text(value)
+		case kind == unix.IFLA_LINK && len(value) == 4:
+			l.parent = int(binary.NativeEndian.Uint32(value))
+		case kind == unix.IFLA_ADDRESS:
+			l.mac = net.HardwareAddr(value).String()
+		case kind == unix.IFLA_LINKINFO:
+			l.kind, l.private, l.broadcast = parseLinkInfo(value)
+		case kind == unix.IFLA_AF_SPEC:
+			l.ipv6, l.ipv6Alone = parseIPv6(value)
+		case kind == unix.IFLA_STATS64 && len(value) >= 32:
+			u := binary.NativeEndian.Uint64
+			l.rx = Counter{u(value), u(value[16:])}
+			l.tx = Counter{u(value[8:]), u(value[24:])}
 		}
 	}
-	return l, nil
-}
-
-// nested parses attributes within attributes; none if they are malformed.
-func nested(b []byte) []syscall.NetlinkRouteAttr {
-	attrs, err := nl.ParseRouteAttr(b)
-	if err != nil {
-		return nil
-	}
-	return attrs
 }
 
 func parseLinkInfo(b []byte) (kind string, private, broadcast bool) {
-	for _, a := range nested(b) {
-		switch a.Attr.Type {
-		case unix.IFLA_INFO_KIND:
-			kind = nl.BytesToString(a.Value)
-		case unix.IFLA_INFO_DATA:
-			for _, d := range nested(a.Value) {
-				if len(d.Value) < 4 {
-					continue
-				}
-				switch v := nl.NativeEndian().Uint32(d.Value); d.Attr.Type {
-				case unix.IFLA_MACVLAN_MODE:
-					private = v == nl.MACVLAN_MODE_PRIVATE
-				case unix.IFLA_MACVLAN_BC_QUEUE_LEN: // kernels before 5.10 do not tell
-					broadcast = v != plan.BroadcastQueue
-				}
-			}
-		}
+	if kind = text(find(b, unix.IFLA_INFO_KIND)); kind == "macvlan" {
+		kind = "macvlan" // no copy of it for each link
+	}
+	data := find(b, unix.IFLA_INFO_DATA)
+	if mode := find(data, unix.IFLA_MACVLAN_MODE); len(mode) >= 4 {
+		private = binary.NativeEndian.Uint32(mode) == nl.MACVLAN_MODE_PRIVATE
+	}
+	if queue := find(data, unix.IFLA_MACVLAN_BC_QUEUE_LEN); len(queue) >= 4 { // kernels before 5.10 do not tell
+		broadcast = binary.NativeEndian.Uint32(queue) != plan.BroadcastQueue
 	}
 	return kind, private, broadcast
 }
@@ -134,26 +107,13 @@ func parseLinkInfo(b []byte) (kind string, private, broadcast bool) {
 // parseIPv6 tells whether a link speaks IPv6, and whether it keeps to the
 // addresses that it is given.
 func parseIPv6(b []byte) (on, alone bool) {
-	for _, family := range nested(b) {
-		if family.Attr.Type != unix.AF_INET6 {
-			continue
-		}
-		conf, mode := []byte(nil), byte(0)
-		for _, a := range nested(family.Value) {
-			switch {
-			case a.Attr.Type == unix.IFLA_INET6_CONF:
-				conf = a.Value
-			case a.Attr.Type == iflaInet6AddrGenMode && len(a.Value) > 0:
-				mode = a.Value[0]
-			}
-		}
-		if len(conf) < 4*(devconfDisableIPv6+1) {
-			return false, false
-		}
-		value := func(index int) uint32 { return nl.NativeEndian().Uint32(conf[4*index:]) }
-		return value(devconfDisableIPv6) == 0, mode == addrGenNone && value(devconfAcceptRA) == 0 && value(devconfAutoconf) == 0
+	of := find(b, unix.AF_INET6)
+	conf, mode := find(of, unix.IFLA_INET6_CONF), find(of, iflaInet6AddrGenMode)
+	if len(conf) < 4*(devconfDisableIPv6+1) {
+		return false, false
 	}
-	return false, false
+	value := func(index int) uint32 { return binary.NativeEndian.Uint32(conf[4*index:]) }
+	return value(devconfDisableIPv6) == 0, len(mode) > 0 && mode[0] == addrGenNone && value(devconfAcceptRA) == 0 && value(devconfAutoconf) == 0
 }
 
 // ourLinks picks the tenants' links from a dump. A link of another type that
@@ -178,7 +138,7 @@ func ourLink(l linkInfo, names map[int]string) (plan.Link, bool) {
 		return plan.Link{}, false
 	}
 	return plan.Link{
-		Name: l.name, Number: n, Tenant: l.alias, Parent: names[l.parent], MAC: l.mac.String(),
+		Name: l.name, Number: n, Tenant: l.alias, Parent: names[l.parent], MAC: l.mac,
 		IPv6: l.ipv6, Ready: l.up && l.private && !l.broadcast && (l.ipv6Alone || !l.ipv6),
 	}, true
 }

@@ -3,43 +3,58 @@
 package kernel
 
 import (
-	"encoding/json"
+	"net"
 	"net/netip"
 	"strings"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
-// readNeighbours reads, as nft lists it, the table that leads neighbour requests to links.
-// What is not as plans make it gives a shape that no plan has.
-func readNeighbours(l listing) (plan.Neighbours, error) {
-	n := plan.Neighbours{MACs: make(map[netip.Addr]string)}
-	objects, err := l.objects()
-	var shapes []string
-	for _, o := range objects {
-		switch {
-		case o.Map != nil:
-			for _, e := range o.Map.Elem {
-				var key, mac string
-				ip, bad := netip.Addr{}, json.Unmarshal(e[0], &key)
-				if bad == nil {
-					ip, bad = plan.ParseNeighbour(key)
-				}
-				if bad != nil || json.Unmarshal(e[1], &mac) != nil {
-					shapes = append(shapes, "unknown element")
-					continue
-				}
-				n.MACs[ip] = mac
-			}
-		case o.Rule != nil:
-			shapes = append(shapes, o.Rule.Comment)
+// ethernet is how many bytes a MAC has.
+const ethernet = 6
+
+// readNeighbours reads the table that leads neighbour requests to links. What is
+// not as plans make it gives a shape that no plan has.
+func (k *Kernel) readNeighbours() (plan.Neighbours, error) {
+	return atOnce(k, func() (plan.Neighbours, error) {
+		n, l := plan.Neighbours{MACs: make(map[netip.Addr]string, len(k.seen.neighbours.MACs))}, nftList{k.lists, neighbourTable()}
+		sets, exists, err := l.sets()
+		if err != nil || !exists {
+			return n, err
 		}
+		var shapes []string
+		for _, s := range sets {
+			err := l.elements(s.name, func(element []byte) error {
+				if ip, mac, ok := parseNeighbour(s, element); ok {
+					n.MACs[ip] = mac
+				} else {
+					shapes = append(shapes, "unknown element")
+				}
+				return nil
+			})
+			if err != nil {
+				return n, err
+			}
+		}
+		rules, err := l.rules()
+		for _, r := range rules {
+			shapes = append(shapes, r.comment)
+		}
+		n.Shape = strings.Join(shapes, " ") + odd
+		if len(shapes) == 2 && shapes[0] == shapes[1] {
+			n.Shape = shapes[0]
+		}
+		return n, err
+	})
+}
+
+// parseNeighbour reads an element of one of the two maps: from an address to a MAC.
+func parseNeighbour(of nftSet, element []byte) (ip netip.Addr, mac string, ok bool) {
+	e, plain := parseElement(element)
+	ip, ok = netip.AddrFromSlice(e.key)
+	if !ok || !plain || e.end || len(e.value) != ethernet || of.name != plan.NeighbourMap(tenant.FamilyOf(ip)) {
+		return netip.Addr{}, "", false
 	}
-	if len(objects) > 0 {
-		n.Shape = strings.Join(shapes, " ") + "!"
-	}
-	if len(shapes) == 2 && shapes[0] == shapes[1] {
-		n.Shape = shapes[0]
-	}
-	return n, err
+	return ip, net.HardwareAddr(e.value).String(), true
 }

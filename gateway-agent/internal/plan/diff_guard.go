@@ -99,7 +99,7 @@ func (d *differ) guardLast() {
 			if len(want.Sets[set]) > 0 {
 				now = unite(want.Sets[set], have.Sets[set])
 			}
-			if !slices.Equal(now, sorted(want.Sets[set])) {
+			if !slices.Equal(now, sorted(want.Sets[set])) || slices.ContainsFunc(extra, isRange) {
 				d.add(SetElements{set, sorted(want.Sets[set])})
 			}
 			continue
@@ -110,6 +110,12 @@ func (d *differ) guardLast() {
 			}
 		}
 	}
+}
+
+// isRange tells an element that is no prefix, which no plan has.
+func isRange(element string) bool {
+	_, err := netip.ParsePrefix(element)
+	return err != nil
 }
 
 // unite returns the prefixes that cover both sets, as strings in order.

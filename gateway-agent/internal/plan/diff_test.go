@@ -314,6 +314,7 @@ func TestDiffRepairs(t *testing.T) {
 		"guard rule gone":              func(s *State) { s.Guard.Rules = s.Guard.Rules[1:] },
 		"guard gone":                   func(s *State) { s.Guard = Guard{Sets: map[string]GuardSet{}} },
 		"element gone":                 func(s *State) { clear(s.Guard.Sets["owners4"]) },
+		"a range that is no prefix":    func(s *State) { s.Guard.Sets["pods4"]["100.64.0.5-100.64.0.9"] = "" },
 		"translating by a map is gone": func(s *State) { clear(s.Guard.Sets["translate4"]) },
 		"a map translates wrongly": func(s *State) {
 			s.Guard.Sets["translate4"] = GuardSet{"0x100000 : 192.168.55.114": "", "0x200000 : 192.168.55.113": "", "0x300000 : 192.168.55.199": ""}
