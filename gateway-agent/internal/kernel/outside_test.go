@@ -143,11 +143,12 @@ func TestDefaultRouteInside(t *testing.T) {
 
 // TestRightNeighbourUnderLoad: while traffic runs, nodes that ask for gateway
 // IPs and for the VM's own address, again and again, and are asked by the VM,
-// know each with the MAC that is right.
+// know each with the MAC that is right. Without the table that hands requests to
+// the tenants' links they may find nobody, but not the VM's own MAC (arp_ignore).
 func TestRightNeighbourUnderLoad(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *lab, p plane) {
 		p.serve(t, p.in)
-		stop := l.traffic()
+		stop := l.trafficTo(at(p.server, 7), p.bluePod, p.redPod)
 		defer stop()
 		mac := strings.Fields(l.gw.Run("ip -o link show enp1s0 | sed 's/.*ether //'"))[0]
 		want := map[string]string{p.vm: mac}
@@ -157,34 +158,47 @@ func TestRightNeighbourUnderLoad(t *testing.T) {
 				want[gateway] = plan.MAC(netip.MustParseAddr(map[string]string{p.blueGateway: "192.168.99.13", p.redGateway: "192.168.99.14"}[gateway]))
 			}
 		}
-		for range 20 {
+		flush := func() {
 			// It gives up when traffic brings entries back faster than it ends: they
 			// were asked for again then, which is what matters.
 			l.node1.Run("ip neigh flush all || true")
 			l.gw.Run("ip neigh flush all || true")
+		}
+		ask := func(n *nettest.Net, from, ip string) {
+			c, err := n.Dial("udp", from, at(ip, 9)) // nobody answers; asking for the neighbour is what matters
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = c.Write([]byte("?"))
+			c.Close()
+		}
+		for range 20 {
+			flush()
 			for ip := range want {
-				c, err := l.node1.Dial("udp", p.node1, at(ip, 9)) // nobody answers; asking for the neighbour is what matters
-				if err != nil {
-					t.Fatal(err)
-				}
-				_, _ = c.Write([]byte("?"))
-				c.Close()
+				ask(l.node1, p.node1, ip)
 				if p.family == tenant.IPv4 { // the VM asks back, to answer as the gateway IP
 					l.node1.Ping(p.node1, ip)
 				}
 			}
-			back, err := l.gw.Dial("udp", p.vm, at(p.node1, 9))
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, _ = back.Write([]byte("?"))
-			back.Close()
+			ask(l.gw, p.vm, p.node1)
 			for ip, mac := range want {
 				var seen string
 				nettest.Wait(t, "node1 to know "+ip, func() bool { seen = l.node1.Run("ip neigh show " + ip); return strings.Contains(seen, "lladdr") })
 				if !strings.Contains(seen, mac) {
 					t.Fatalf("node1 has %s at %q, want %s", ip, seen, mac)
 				}
+			}
+		}
+		stop()
+		l.gw.Run("nft delete table netdev egw-neigh")
+		flush()
+		for _, ip := range []string{p.blueGateway, p.redGateway, p.vm} {
+			ask(l.node1, p.node1, ip)
+		}
+		nettest.Wait(t, "node1 to know "+p.vm, func() bool { return strings.Contains(l.node1.Run("ip neigh show "+p.vm), mac) })
+		for _, ip := range []string{p.blueGateway, p.redGateway} { // asked for before, so that an answer would be here
+			if seen := l.node1.Run("ip neigh show " + ip); seen == "" || strings.Contains(seen, mac) {
+				t.Errorf("without the table node1 has %s at %q, and %s is the VM's own MAC", ip, seen, mac)
 			}
 		}
 	})
