@@ -77,45 +77,72 @@ func (l *lab) dial(t *testing.T, n *nettest.Net, network, pod string) net.Conn {
 }
 
 // TestLockedInFlows: hole (a). Connections that left untranslated before the
-// gateway was programmed must not go on to.
+// gateway was programmed must not go on to. Those that nobody has answered are
+// new to connection tracking for as long as they last, and get a mark as new ones
+// do where they began before there was any address translation.
 func TestLockedInFlows(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		l.gw.Run("sysctl -qw net.ipv4.ip_forward=1; ip route add 10.128.0.0/23 via 192.168.99.21 proto 97; " +
-			// Connection tracking starts with the first rule that needs it.
-			strings.Split(t.Name(), "/")[1] + " -t nat -A POSTROUTING -o lo -j MASQUERADE")
-		l.stale(l.node1, "192.168.99.13")
-		udp, tcp := l.dial(t, l.node1, "udp", "10.128.0.10"), l.dial(t, l.node1, "tcp", "10.128.0.10")
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		l.gw.Run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+		for _, subnet := range p.in.Nodes[0].Subnets {
+			if tenant.FamilyOf(subnet.Addr()) == p.family {
+				l.gw.Run(p.ip() + " route add " + subnet.String() + " via " + p.node1 + " proto 97")
+			}
+		}
+		p.stale(p.blueGateway)
+		unanswered := func() {
+			for range 5 {
+				l.node1.Raw(p.bluePod).UDP(5000, netip.MustParseAddrPort(at(p.silent, 53)))
+			}
+		}
+		l.gw.Run(p.iptables + " -A FORWARD -m conntrack --ctstate NEW") // connection tracking starts with the first rule that needs it
+		if unanswered(); !soon(func() bool { return p.leaked() == 5 }) {
+			t.Fatalf("without the gateway %d packets of 5 left", p.leaked())
+		}
+		l.gw.Run(p.iptables + " -t nat -A POSTROUTING -o lo -j MASQUERADE")
+		udp, tcp := p.dial(t, "udp", p.bluePod), p.dial(t, "tcp", p.bluePod)
 		for _, c := range []net.Conn{udp, tcp} {
-			if got, err := nettest.Ask(c); got != "10.128.0.10" {
+			if got, err := nettest.Ask(c); got != p.bluePod {
 				t.Fatalf("without the gateway the pod's own address should be seen: %q, %v", got, err)
 			}
 		}
-		l.serve(l.input())
-		before := l.leaked()
+		p.serve(t, p.in)
+		before := p.leaked()
 		for range 5 {
 			_, _ = nettest.Ask(udp)
 			_, _ = nettest.Ask(tcp)
 		}
-		if n := l.leaked() - before; n != 0 {
+		unanswered()
+		if n := p.leaked() - before; n != 0 {
 			t.Errorf("%d packets of connections that were locked in left with the pod's address", n)
 		}
 
-		// The node learns the right MAC; what is left of the old connections goes.
-		l.node1.Run("ip neigh del 192.168.99.13 dev eth0")
+		// The node learns the right MAC, and either guard does without the other;
+		// what is left of the old connections goes.
+		l.node1.Run("ip neigh del " + p.blueGateway + " dev eth0")
+		for _, gone := range []string{"nft delete table inet egw-guard", p.iptables + " -F EGW-FWD"} {
+			l.gw.Run(gone)
+			if unanswered(); p.leaked() != before {
+				t.Errorf("after %q %d packets of a connection that nobody answers left with the pod's address", gone, p.leaked()-before)
+			}
+			p.serve(t, p.in)
+		}
 		var n int
 		var err error
-		l.gw.Do(func() {
-			n, err = l.flows.DeleteUntranslated(context.Background(), []netip.Prefix{netip.MustParsePrefix("10.128.0.0/23")})
-		})
-		if err != nil || n == 0 {
+		l.gw.Do(func() { n, err = l.flows.DeleteUntranslated(context.Background(), p.in.Nodes[0].Subnets) })
+		if err != nil || n < 2 {
 			t.Errorf("deleted %d untranslated connections, %v", n, err)
 		}
 		_, _ = nettest.Ask(udp) // takes the pending error of a refused packet
-		if got, err := nettest.Ask(udp); got != blue {
+		if got, err := nettest.Ask(udp); got != p.blue {
 			t.Errorf("the same UDP socket: %q, %v", got, err)
 		}
-		expect(t, l.node1, "10.128.0.10", blue)
-		if n := l.leaked() - before; n != 0 {
+		translated := func() int { return p.sources()[netip.MustParseAddr(p.blue)] }
+		had := translated()
+		if unanswered(); !soon(func() bool { return translated()-had == 5 }) {
+			t.Errorf("%d packets of 5 of the connection that nobody answers leave with the tenant's address now", translated()-had)
+		}
+		p.expect(t, p.bluePod, p.blue)
+		if n := p.leaked() - before; n != 0 {
 			t.Errorf("%d packets leaked", n)
 		}
 	})
