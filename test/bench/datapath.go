@@ -10,10 +10,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"text/tabwriter"
 	"time"
 
-	"egress-gateway.io/shared/tenant"
 	"egress-gateway.io/test/bench/datapath"
 )
 
@@ -21,7 +21,7 @@ import (
 func (o *options) datapath(ctx context.Context) error {
 	return o.inDir(func(dir, agent string) error {
 		rows, err := datapath.Run(ctx, datapath.Options{
-			Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr, Backend: o.backend, Family: tenant.Family(o.family),
+			Tenants: o.counts, Rules: o.rules, Metrics: o.metrics, Rounds: o.rounds, Agent: agent, Dir: dir, Log: os.Stderr, Backend: o.backend, Families: o.families,
 		})
 		if err != nil {
 			return err
@@ -30,10 +30,7 @@ func (o *options) datapath(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		base := filepath.Join(o.out, "datapath")
-		if o.family == 6 {
-			base += "6"
-		}
+		base := filepath.Join(o.out, "datapath"+o.suffix())
 		if err := os.MkdirAll(o.out, 0o755); err != nil {
 			return err
 		}
@@ -48,6 +45,14 @@ func (o *options) datapath(ctx context.Context) error {
 	})
 }
 
+// suffix of the files: none for IPv4.
+func (o *options) suffix() string {
+	if o.family == 4 {
+		return ""
+	}
+	return strconv.Itoa(o.family)
+}
+
 // programming measures how fast the agent programs, and what it costs idle.
 func (o *options) programming(ctx context.Context) error {
 	return o.inDir(func(dir, agent string) error {
@@ -56,7 +61,7 @@ func (o *options) programming(ctx context.Context) error {
 			return err
 		}
 		n := o.counts[0]
-		p, err := datapath.Program(ctx, datapath.Options{Agent: agent, Dir: dir, Log: os.Stderr}, n, o.samples, nats)
+		p, err := datapath.Program(ctx, datapath.Options{Agent: agent, Dir: dir, Log: os.Stderr, Families: o.families}, n, o.samples, nats)
 		if err != nil {
 			return err
 		}
@@ -72,7 +77,7 @@ func (o *options) programming(ctx context.Context) error {
 		}
 		b.add("observe and compare", n, ms(p.Pass), "ms", 300)
 		b.addIdle(n, p.Idle)
-		return b.write("programming.json")
+		return b.write("programming" + o.suffix() + ".json")
 	})
 }
 
@@ -84,13 +89,13 @@ func (o *options) idle(ctx context.Context) error {
 			return err
 		}
 		n := o.counts[0]
-		i, err := datapath.Rest(ctx, datapath.Options{Agent: agent, Dir: dir, Log: os.Stderr}, n, nats, o.idleFor)
+		i, err := datapath.Rest(ctx, datapath.Options{Agent: agent, Dir: dir, Log: os.Stderr, Families: o.families}, n, nats, o.idleFor)
 		if err != nil {
 			return err
 		}
 		b := &bench{o: *o}
 		b.addIdle(n, i)
-		return b.write("idle.json")
+		return b.write("idle" + o.suffix() + ".json")
 	})
 }
 

@@ -31,6 +31,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"egress-gateway.io/shared/tenant"
 	"egress-gateway.io/test/bench/datapath"
 	"egress-gateway.io/test/scenario"
 )
@@ -47,8 +48,10 @@ type options struct {
 	metrics []string
 	rounds  int
 	backend string
-	family  int           // of datapath: 4 or 6
-	idleFor time.Duration // of idle
+	family  int // 4, 6, or 46 for both
+	// families are what family says.
+	families []tenant.Family
+	idleFor  time.Duration // of idle
 }
 
 // choose returns what a part does, once its options are found to be right.
@@ -70,8 +73,12 @@ func (o *options) choose(part, tenants string) (func(context.Context) error, err
 	if o.backend != "" && o.backend != "nft" && o.backend != "legacy" {
 		return nil, fmt.Errorf("unknown backend %q", o.backend)
 	}
-	if o.family != 4 && o.family != 6 {
+	o.families = map[int][]tenant.Family{4: {tenant.IPv4}, 6: {tenant.IPv6}, 46: tenant.Families()}[o.family]
+	switch {
+	case len(o.families) == 0:
 		return nil, fmt.Errorf("unknown family %d", o.family)
+	case part == "control" && o.family != 4, part == "datapath" && len(o.families) > 1:
+		return nil, fmt.Errorf("part %s does not know family %d", part, o.family)
 	}
 	if part == "datapath" {
 		return o.datapath, datapath.Check(o.rules, o.metrics)
@@ -100,7 +107,7 @@ func run() int {
 	flag.IntVar(&o.rounds, "rounds", 5, "datapath: rounds of a second, of which the median counts")
 	flag.DurationVar(&o.idleFor, "idle-for", 5*time.Minute, "idle: how long to measure")
 	flag.StringVar(&o.backend, "backend", "", "datapath: the iptables of our rules and of the linear ones, nft or legacy (default: ours as the machine has it, linear nft)")
-	flag.IntVar(&o.family, "family", 4, "datapath: the IP version that is measured, 4 or 6")
+	flag.IntVar(&o.family, "family", 4, "datapath, programming and idle: the IP version of the tenants, 4 or 6; of programming and idle also 46, tenants with both")
 	flag.Parse()
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "bench: needs root, because it makes network namespaces; run: sudo make bench")

@@ -45,17 +45,39 @@ func (g gateway) record(i int) tenant.Tenant {
 	name := fmt.Sprintf("tenant-%04d", i)
 	return tenant.Tenant{
 		Schema: tenant.Schema, Cluster: cluster, Name: name, UID: "uid-" + name, Generation: 1, Namespaces: []string{name},
-		Pool: "bench", Group: "default", GatewayIPs: []netip.Addr{g.gatewayIP(i)}, EgressIPs: []netip.Addr{g.egressIP(i)},
+		Pool: "bench", Group: "default", GatewayIPs: g.gatewayIPs(i), EgressIPs: g.egressIPs(i),
 	}
 }
 
-func nodeRecord(f tenant.Family) tenant.Node {
-	return tenant.Node{Schema: tenant.Schema, Cluster: cluster, Name: "node1",
-		Subnets: []netip.Prefix{prefixIn(f, pods)}, Addresses: []netip.Addr{addressIn(f, nodeAddress)}}
+// gatewayIPs and egressIPs are those of tenant i in all its families.
+func (g gateway) gatewayIPs(i int) (list []netip.Addr) {
+	for _, f := range g.families {
+		list = append(list, g.in(f).gatewayIP(i))
+	}
+	return list
 }
 
-func networkRecord(f tenant.Family) tenant.Network {
-	return tenant.Network{Schema: tenant.Schema, Cluster: cluster, PodNetworks: []netip.Prefix{prefixIn(f, podNetwork)}}
+func (g gateway) egressIPs(i int) (list []netip.Addr) {
+	for _, f := range g.families {
+		list = append(list, g.in(f).egressIP(i))
+	}
+	return list
+}
+
+func nodeRecord(families []tenant.Family) tenant.Node {
+	n := tenant.Node{Schema: tenant.Schema, Cluster: cluster, Name: "node1"}
+	for _, f := range families {
+		n.Subnets, n.Addresses = append(n.Subnets, prefixIn(f, pods)), append(n.Addresses, addressIn(f, nodeAddress))
+	}
+	return n
+}
+
+func networkRecord(families []tenant.Family) tenant.Network {
+	n := tenant.Network{Schema: tenant.Schema, Cluster: cluster}
+	for _, f := range families {
+		n.PodNetworks = append(n.PodNetworks, prefixIn(f, podNetwork))
+	}
+	return n
 }
 
 // writeState writes a disk copy of n tenants, so that gateway-agent needs
@@ -67,7 +89,7 @@ func (g gateway) writeState(dir string, n int) error {
 		tenants[r.Name] = entry{i + 1, r}
 	}
 	state, err := json.Marshal(memory{map[string]clusterMemory{cluster: {
-		Generation: 1, Network: networkRecord(g.family), Tenants: tenants, Nodes: map[string]tenant.Node{"node1": nodeRecord(g.family)},
+		Generation: 1, Network: networkRecord(g.families), Tenants: tenants, Nodes: map[string]tenant.Node{"node1": nodeRecord(g.families)},
 	}}})
 	if err != nil {
 		return err
@@ -171,7 +193,17 @@ func (g gateway) holds(a netip.Addr) (there bool, err error) {
 // programmed waits until the gateway serves n tenants: the agent makes gateway
 // IPs last, and the last tenant's after all others.
 func (g gateway) programmed(ctx context.Context, a *agent, n int) error {
-	return g.until(ctx, a, g.gatewayIP(n-1), true)
+	return g.untilAll(ctx, a, g.gatewayIPs(n-1), true)
+}
+
+// untilAll waits for addresses of the gateway to come or to go.
+func (g gateway) untilAll(ctx context.Context, a *agent, ips []netip.Addr, come bool) error {
+	for _, ip := range ips {
+		if err := g.until(ctx, a, ip, come); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // until waits for an address of the gateway to come or to go.

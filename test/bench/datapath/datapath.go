@@ -76,10 +76,11 @@ type Options struct {
 	Metrics []string
 	Rounds  int    // the median of so many is taken
 	Backend string // of iptables: "nft" or "legacy"; the machine's if empty
-	Family  tenant.Family
-	Agent   string // the gateway-agent binary
-	Dir     string // for the agents' state and logs
-	Log     io.Writer
+	// Families are those of each tenant: one for Run, IPv4 first.
+	Families []tenant.Family
+	Agent    string // the gateway-agent binary
+	Dir      string // for the agents' state and logs
+	Log      io.Writer
 }
 
 // Run measures. It needs root, and removes all that it made.
@@ -97,7 +98,7 @@ func Run(ctx context.Context, o Options) ([]Row, error) {
 
 func runOne(ctx context.Context, o Options, i, tenants int) (rows []Row, err error) {
 	fmt.Fprintf(o.Log, "datapath: %d tenants: building\n", tenants)
-	t, err := build(ctx, fmt.Sprintf("egwdp%d-%d", os.Getpid(), i), o.Family, tenants)
+	t, err := build(ctx, fmt.Sprintf("egwdp%d-%d", os.Getpid(), i), o.Families, tenants)
 	if err != nil {
 		return nil, err
 	}

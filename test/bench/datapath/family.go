@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,15 @@ func prefixIn(f tenant.Family, s string) netip.Prefix {
 		return p
 	}
 	return netip.PrefixFrom(inFamily(f, p.Addr()), sixBits+p.Bits())
+}
+
+// four is the address that a stands for, written as IPv4.
+func four(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return a
+	}
+	six := a.As16()
+	return netip.AddrFrom4([4]byte(six[sixBits/8:]))
 }
 
 // mac is derived from an address, as gateway-agent does it for gateway IPs.
@@ -76,9 +86,9 @@ func sockaddr(f tenant.Family, a netip.Addr, port int) unix.Sockaddr {
 
 // sysctls of all namespaces: IPv6 is either off, or without anything that would
 // have it wait or speak by itself.
-func sysctls(f tenant.Family) [][2]string {
+func sysctls(families []tenant.Family) [][2]string {
 	out := [][2]string{{"ipv4/conf/default/rp_filter", "0"}, {"ipv4/conf/all/rp_filter", "0"}}
-	if f == tenant.IPv6 {
+	if slices.Contains(families, tenant.IPv6) {
 		return append(out, [2]string{"ipv6/conf/default/accept_dad", "0"}, [2]string{"ipv6/conf/default/accept_ra", "0"},
 			[2]string{"ipv6/conf/default/router_solicitations", "0"})
 	}

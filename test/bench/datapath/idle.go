@@ -13,8 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"egress-gateway.io/shared/tenant"
 )
 
 // Idle is what the agent costs while nothing changes.
@@ -27,7 +25,7 @@ type Idle struct {
 // Rest measures a gateway-agent with many tenants, a NATS server beside it and
 // nothing to do, for so long. It needs root, and removes all that it made.
 func Rest(ctx context.Context, o Options, tenants int, nats string, long time.Duration) (i Idle, err error) {
-	t, err := build(ctx, fmt.Sprintf("egwid%d", os.Getpid()), tenant.IPv4, tenants)
+	t, err := build(ctx, fmt.Sprintf("egwid%d", os.Getpid()), o.Families, tenants)
 	if err != nil {
 		return i, err
 	}

@@ -47,7 +47,7 @@ type Programmed struct {
 // Program measures a gateway-agent with many tenants and a NATS server beside
 // it. It needs root, and removes all that it made.
 func Program(ctx context.Context, o Options, tenants, samples int, nats string) (p Programmed, err error) {
-	t, err := build(ctx, fmt.Sprintf("egwpr%d", os.Getpid()), tenant.IPv4, tenants)
+	t, err := build(ctx, fmt.Sprintf("egwpr%d", os.Getpid()), o.Families, tenants)
 	if err != nil {
 		return p, err
 	}
@@ -165,7 +165,8 @@ func (g gateway) Dial(network, address string) (c net.Conn, err error) {
 
 // writer publishes records as the cluster's leader would.
 type writer struct {
-	conn *bus.Conn
+	conn     *bus.Conn
+	families []tenant.Family
 	*bus.Writer
 	cancel context.CancelFunc
 	done   chan error
@@ -182,7 +183,7 @@ func (g gateway) startWriter(ctx context.Context) (*writer, error) {
 	if _, err := bus.Setup(setup, conn, 1); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	w := &writer{conn: conn, Writer: bus.NewWriter(conn, cluster, bus.WriterOptions{Identity: "bench", Log: log}), done: make(chan error, 1)}
+	w := &writer{conn: conn, families: g.families, Writer: bus.NewWriter(conn, cluster, bus.WriterOptions{Identity: "bench", Log: log}), done: make(chan error, 1)}
 	ctx, w.cancel = context.WithCancel(ctx)
 	go func() { w.done <- w.Run(ctx) }()
 	return w, nil
@@ -200,8 +201,8 @@ func (w *writer) close() error {
 func (w *writer) sync(ctx context.Context, records []tenant.Tenant) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	network := networkRecord(tenant.IPv4)
-	state := bus.State{Tenants: records, Nodes: []tenant.Node{nodeRecord(tenant.IPv4)}, Network: &network}
+	network := networkRecord(w.families)
+	state := bus.State{Tenants: records, Nodes: []tenant.Node{nodeRecord(w.families)}, Network: &network}
 	for {
 		_, err := w.Sync(ctx, state)
 		if err == nil || ctx.Err() != nil {
@@ -213,19 +214,25 @@ func (w *writer) sync(ctx context.Context, records []tenant.Tenant) error {
 	}
 }
 
-// firstConnection waits until a pod of the last tenant is served.
+// firstConnection waits until a pod of the last tenant is served, in all its families.
 func (t *topology) firstConnection(ctx context.Context, g gateway, a *agent) error {
 	if err := g.programmed(ctx, a, t.tenants); err != nil {
 		return err
 	}
-	f := t.tenants - 1
+	last := t.tenants - 1
 	return namespace.Do(t.node, func() error {
-		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(g.pod(f), 0)), Timeout: patience * time.Millisecond}
-		c, err := d.Dial("tcp4", netip.AddrPortFrom(g.destination(f), tcpPort).String())
-		if err != nil {
-			return err
+		for _, f := range t.families {
+			g := g.in(f)
+			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(g.pod(last), 0)), Timeout: patience * time.Millisecond}
+			c, err := d.Dial("tcp", netip.AddrPortFrom(g.destination(last), tcpPort).String())
+			if err != nil {
+				return err
+			}
+			if err := c.Close(); err != nil {
+				return err
+			}
 		}
-		return c.Close()
+		return nil
 	})
 }
 
@@ -239,10 +246,7 @@ func (g gateway) oneMore(ctx context.Context, w *writer, a *agent, records []ten
 			return 0, err
 		}
 		start := time.Now()
-		if err := g.until(ctx, a, g.gatewayIP(i), there); err != nil {
-			return 0, err
-		}
-		if err := g.until(ctx, a, g.egressIP(i), there); err != nil {
+		if err := g.untilAll(ctx, a, append(g.gatewayIPs(i), g.egressIPs(i)...), there); err != nil {
 			return 0, err
 		}
 		return time.Since(start), pause(ctx, settle)

@@ -20,17 +20,19 @@ const (
 	patience = 2000
 )
 
-// listen opens a listening socket of the host outside.
+// listen opens a listening socket of the host outside. One for IPv6 takes
+// connections over IPv4 as well.
 func (t *topology) listen() (fd int, err error) {
 	fd = -1
+	family := t.families[len(t.families)-1]
 	err = namespace.Do(t.far, func() (err error) {
-		if fd, err = socket(t.family, unix.SOCK_STREAM); err != nil {
+		if fd, err = socket(family, unix.SOCK_STREAM); err != nil {
 			return err
 		}
 		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 			return err
 		}
-		if err := unix.Bind(fd, sockaddr(t.family, netip.Addr{}, tcpPort)); err != nil {
+		if err := unix.Bind(fd, sockaddr(family, netip.Addr{}, tcpPort)); err != nil {
 			return err
 		}
 		return unix.Listen(fd, 1024)

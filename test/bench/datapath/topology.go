@@ -34,11 +34,15 @@ const (
 //	172.<16+id>.16.1...    gateway IPs          172.<20+id>.16.1...  egress IPs
 //	10.<id>.0.0/16         what lies behind it: the node routes these through it
 type gateway struct {
-	name   string
-	ns     string
-	id     byte
-	family tenant.Family
+	name     string
+	ns       string
+	id       byte
+	family   tenant.Family   // of the addresses that it tells
+	families []tenant.Family // of its tenants, each of which has all
 }
+
+// in is g with its addresses in family f.
+func (g gateway) in(f tenant.Family) gateway { g.family = f; return g }
 
 const (
 	pods        = "10.128.0.0/16"
@@ -80,17 +84,19 @@ func (g gateway) pod(i int) netip.Addr { return g.of(10, 128, byte(i>>8), byte(i
 type topology struct {
 	prefix   string
 	tenants  int
-	family   tenant.Family
+	family   tenant.Family // of what is measured, and of the addresses that MACs are made from
+	families []tenant.Family
 	node     string
 	far      string
 	sw       string
 	gateways []gateway
 }
 
-func build(ctx context.Context, prefix string, family tenant.Family, tenants int) (*topology, error) {
-	t := &topology{prefix: prefix, tenants: tenants, family: family, node: prefix + "-node", far: prefix + "-far", sw: prefix + "-sw"}
+// build makes a topology for tenants that have all of families.
+func build(ctx context.Context, prefix string, families []tenant.Family, tenants int) (*topology, error) {
+	t := &topology{prefix: prefix, tenants: tenants, family: families[0], families: families, node: prefix + "-node", far: prefix + "-far", sw: prefix + "-sw"}
 	for i, name := range []string{Ours, Linear, plain} {
-		t.gateways = append(t.gateways, gateway{name: name, ns: prefix + "-" + name, id: byte(i + 1), family: family})
+		t.gateways = append(t.gateways, gateway{name: name, ns: prefix + "-" + name, id: byte(i + 1), family: families[0], families: families})
 	}
 	if err := t.make(ctx); err != nil {
 		return nil, errors.Join(err, t.remove())
@@ -132,7 +138,7 @@ func (t *topology) make(ctx context.Context) error {
 		if err := namespace.Create(ns); err != nil {
 			return err
 		}
-		if err := namespace.Sysctl(ns, sysctls(t.family)...); err != nil {
+		if err := namespace.Sysctl(ns, sysctls(t.families)...); err != nil {
 			return err
 		}
 	}
@@ -154,7 +160,7 @@ func (t *topology) make(ctx context.Context) error {
 // not: a frame to a tenant's MAC has to go to one port only, also before that
 // MAC was ever a sender.
 func (t *topology) switches(ctx context.Context) error {
-	if err := t.ip(ctx, t.sw, "link add int type bridge\nlink set int up\nlink add ext type bridge\nlink set ext up\n"); err != nil {
+	if err := t.ip(ctx, t.sw, t.family, "link add int type bridge\nlink set int up\nlink add ext type bridge\nlink set ext up\n"); err != nil {
 		return err
 	}
 	for file, value := range map[string]string{"bridge/bridge-nf-call-iptables": "0", "bridge/bridge-nf-call-ip6tables": "0", "bridge/bridge-nf-call-arptables": "0"} {
@@ -189,7 +195,7 @@ func (t *topology) switches(ctx context.Context) error {
 }
 
 // plug connects a NIC to a bridge, and gives it an address in the bridge's /14,
-// and the IPv6 address of it where that is measured: the agent wants IPv4 too.
+// and the IPv6 address of it where tenants have one: the agent wants IPv4 too.
 func (t *topology) plug(ns, nic, bridge, port string, a netip.Addr) error {
 	h, err := namespace.Netlink(ns)
 	if err != nil {
@@ -224,47 +230,59 @@ func (t *topology) plug(ns, nic, bridge, port string, a netip.Addr) error {
 		return err
 	}
 	errs := []error{sw.LinkSetMaster(end, master), sw.LinkSetUp(end)}
-	for _, f := range slices.Compact([]tenant.Family{tenant.IPv4, t.family}) {
+	for _, f := range slices.Compact(append([]tenant.Family{tenant.IPv4}, t.families...)) {
 		a := inFamily(f, a)
 		errs = append(errs, h.AddrAdd(own, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen()-18, a.BitLen())}}))
 	}
 	return errors.Join(append(errs, h.LinkSetUp(own))...)
 }
 
-// ends prepares the node and the host outside: all pods are the node's own
-// addresses, and what lies behind gateway g goes to its tenants' gateway IPs.
+// ends prepares the node and the host outside.
 func (t *topology) ends(ctx context.Context) error {
-	var node, far strings.Builder
-	fmt.Fprintf(&node, "route add local %s dev lo\n", prefixIn(t.family, pods))
-	for _, g := range t.gateways {
-		fmt.Fprintf(&far, "route add local %s dev lo\n", prefixIn(t.family, fmt.Sprintf("10.%d.0.0/16", g.id)))
-		fmt.Fprintf(&far, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.external(), mac(g.external()))
-		fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.internal(), mac(g.internal()))
-		back := fmt.Sprintf("172.%d.0.0/16", 20+g.id)
-		if g.name == plain {
-			back = podNetwork
+	for _, f := range t.families {
+		if err := t.endsIn(ctx, f); err != nil {
+			return err
 		}
-		fmt.Fprintf(&far, "route add %s via %s\n", prefixIn(t.family, back), g.external())
-		for i := range t.tenants {
-			fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.gatewayIP(i), mac(g.gatewayIP(i)))
-		}
-		for f := range flows {
-			fmt.Fprintf(&node, "route add %s via %s\n", g.destination(f), g.gatewayIP(f%t.tenants))
-		}
-	}
-	if err := t.ip(ctx, t.node, node.String()); err != nil {
-		return err
 	}
 	// Without it 30,000 closed connections would wait for their last segments.
 	few := [2]string{"ipv4/tcp_max_tw_buckets", "256"}
-	if t.family == tenant.IPv6 {
+	if slices.Contains(t.families, tenant.IPv6) {
 		// For IPv4 the route is enough to send with a pod's address.
 		if err := namespace.Sysctl(t.node, [2]string{"ipv6/ip_nonlocal_bind", "1"}); err != nil {
 			return err
 		}
 	}
-	return errors.Join(t.ip(ctx, t.far, far.String()), namespace.Sysctl(t.node, few), namespace.Sysctl(t.far, few))
+	return errors.Join(namespace.Sysctl(t.node, few), namespace.Sysctl(t.far, few))
 }
+
+// endsIn does it for a family: all pods are the node's own addresses, and what
+// lies behind gateway g goes to its tenants' gateway IPs.
+func (t *topology) endsIn(ctx context.Context, family tenant.Family) error {
+	var node, far strings.Builder
+	fmt.Fprintf(&node, "route add local %s dev lo\n", prefixIn(family, pods))
+	for _, g := range t.gateways {
+		g = g.in(family)
+		fmt.Fprintf(&far, "route add local %s dev lo\n", prefixIn(family, fmt.Sprintf("10.%d.0.0/16", g.id)))
+		fmt.Fprintf(&far, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.external(), t.mac(g.external()))
+		fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.internal(), t.mac(g.internal()))
+		back := fmt.Sprintf("172.%d.0.0/16", 20+g.id)
+		if g.name == plain {
+			back = podNetwork
+		}
+		fmt.Fprintf(&far, "route add %s via %s\n", prefixIn(family, back), g.external())
+		for i := range t.tenants {
+			fmt.Fprintf(&node, "neigh add %s lladdr %s dev eth0 nud permanent\n", g.gatewayIP(i), t.mac(g.gatewayIP(i)))
+		}
+		for f := range flows {
+			fmt.Fprintf(&node, "route add %s via %s\n", g.destination(f), g.gatewayIP(f%t.tenants))
+		}
+	}
+	return errors.Join(t.ip(ctx, t.node, family, node.String()), t.ip(ctx, t.far, family, far.String()))
+}
+
+// mac is the MAC of the NIC or link that has an address: where it has others as
+// well, that is made from the first family's.
+func (t *topology) mac(a netip.Addr) net.HardwareAddr { return mac(inFamily(t.family, four(a))) }
 
 // prepare gives a gateway its routes and neighbours; tenants come later.
 func (t *topology) prepare(ctx context.Context, g gateway) error {
@@ -274,22 +292,27 @@ func (t *topology) prepare(ctx context.Context, g gateway) error {
 	if err := namespace.Sysctl(g.ns, [2]string{"ipv4/ip_forward", "1"}, [2]string{"ipv4/conf/all/send_redirects", "0"}, loose); err != nil {
 		return err
 	}
-	if t.family == tenant.IPv6 {
-		if err := namespace.Sysctl(g.ns, [2]string{"ipv6/conf/all/forwarding", "1"}); err != nil {
-			return err
-		}
-	}
 	if err := run(ctx, g.ns, "", "ip", "route", "replace", "default", "via", farAddress, "dev", externalNIC); err != nil {
 		return err
 	}
-	node, far := addressIn(t.family, nodeAddress), addressIn(t.family, farAddress)
-	lines := fmt.Sprintf("route replace default via %s dev %s\n", far, externalNIC) +
-		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", node, mac(node), internalNIC) +
-		fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", far, mac(far), externalNIC)
-	if g.name != Ours {
-		lines += fmt.Sprintf("route add %s via %s dev %s\n", prefixIn(t.family, pods), node, internalNIC)
+	for _, f := range t.families {
+		if f == tenant.IPv6 {
+			if err := namespace.Sysctl(g.ns, [2]string{"ipv6/conf/all/forwarding", "1"}); err != nil {
+				return err
+			}
+		}
+		node, far := addressIn(f, nodeAddress), addressIn(f, farAddress)
+		lines := fmt.Sprintf("route replace default via %s dev %s\n", far, externalNIC) +
+			fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", node, t.mac(node), internalNIC) +
+			fmt.Sprintf("neigh add %s lladdr %s dev %s nud permanent\n", far, t.mac(far), externalNIC)
+		if g.name != Ours {
+			lines += fmt.Sprintf("route add %s via %s dev %s\n", prefixIn(f, pods), node, internalNIC)
+		}
+		if err := t.ip(ctx, g.ns, f, lines); err != nil {
+			return err
+		}
 	}
-	return t.ip(ctx, g.ns, lines)
+	return nil
 }
 
 // linksAndAddresses makes what gateway-agent makes, but for the rules.
@@ -302,7 +325,7 @@ func (t *topology) linksAndAddresses(ctx context.Context, g gateway) error {
 		fmt.Fprintf(&b, "link add %s link %s address %s type macvlan mode private\n", link(i), internalNIC, mac(g.gatewayIP(i)))
 		fmt.Fprintf(&b, "link set %s addrgenmode none up\naddr add %s dev %s\naddr add %s dev %s\n", link(i), host(g.gatewayIP(i)), link(i), host(g.egressIP(i)), externalNIC)
 	}
-	return t.ip(ctx, g.ns, b.String())
+	return t.ip(ctx, g.ns, t.family, b.String())
 }
 
 // linearRules are the first design's: one rule to mark and one to translate
@@ -323,9 +346,9 @@ func (t *topology) linearRules(ctx context.Context, g gateway, backend string) e
 
 func link(i int) string { return fmt.Sprintf("eg%03x", i+1) }
 
-// ip runs lines of `ip` in a namespace.
-func (t *topology) ip(ctx context.Context, ns, lines string) error {
-	return run(ctx, ns, lines, "ip", fmt.Sprintf("-%d", t.family), "-batch", "-")
+// ip runs lines of `ip` about a family in a namespace.
+func (t *topology) ip(ctx context.Context, ns string, f tenant.Family, lines string) error {
+	return run(ctx, ns, lines, "ip", fmt.Sprintf("-%d", f), "-batch", "-")
 }
 
 func run(ctx context.Context, ns, stdin string, argv ...string) error {
