@@ -23,17 +23,6 @@ func (l *lab) stale(n *nettest.Net, gateway string) {
 	n.Run("ip neigh replace " + gateway + " lladdr " + mac + " dev eth0 nud permanent")
 }
 
-// leaked returns how many packets left with a pod's source so far.
-func (l *lab) leaked() int {
-	sum := 0
-	for src, n := range l.wire.Sources() {
-		if netip.MustParsePrefix("10.128.0.0/14").Contains(src) {
-			sum += n
-		}
-	}
-	return sum
-}
-
 // traffic sends from both pods of node1 until the returned function is called:
 // new UDP flows, and one long UDP and TCP flow each.
 func (l *lab) traffic() (stop func()) {
@@ -182,59 +171,62 @@ func TestStaleNeighbour(t *testing.T) {
 
 // TestHoles: (b) to (e), with traffic all the while.
 func TestHoles(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		iptables := strings.Split(t.Name(), "/")[1]
-		mgmt := nettest.New(t)
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		third, vm, mgmt := "203.0.113.99", "172.30.0.12", nettest.New(t)
 		l.gw.Wire("mgmt0", mgmt, "eth0")
-		l.gw.Run("ip address add 172.30.0.12/24 dev mgmt0; ip route add 203.0.113.99/32 via 172.30.0.1")
-		mgmt.Run("ip address add 172.30.0.1/24 dev eth0; ip address add 203.0.113.99/32 dev lo; ip route add default via 172.30.0.12")
+		if p.family == tenant.IPv6 {
+			third, vm = "2001:db8:99::99", "fd00:172::12"
+			l.gw.Run("ip address add fd00:172::12/64 dev mgmt0 nodad; ip route add " + third + "/128 via fd00:172::1")
+			mgmt.Run("ip address add fd00:172::1/64 dev eth0 nodad; ip address add " + third + "/128 dev lo nodad; ip route add default via " + vm)
+		} else {
+			l.gw.Run("ip address add 172.30.0.12/24 dev mgmt0; ip route add " + third + "/32 via 172.30.0.1")
+			mgmt.Run("ip address add 172.30.0.1/24 dev eth0; ip address add " + third + "/32 dev lo; ip route add default via " + vm)
+		}
 		other := mgmt.Capture("eth0")
-		mgmt.Echo("203.0.113.99:7")
+		mgmt.Echo(at(third, 7))
 
-		l.serve(l.input())
-		stop := l.traffic()
+		p.serve(t, p.in)
+		server := at(p.server, 7)
+		stop := l.trafficTo(server, p.bluePod, p.redPod)
 		defer stop()
+		nat, links, translate := p.iptables+" -t nat ", "nft flush map inet egw-guard "+p.set("links")+"; ", "nft flush map inet egw-guard "+p.set("translate")+"; "
 		for name, damage := range map[string]string{
-			"(b) marked, no SNAT":             iptables + " -t nat -F EGW-S00; nft flush map inet egw-guard translate4",
-			"(b) marked, no SNAT but by maps": iptables + " -t nat -F EGW-S00",
-			"(b) marked, no SNAT by maps":     "nft flush map inet egw-guard translate4; nft flush map inet egw-guard links4",
-			"(b) the whole nat table":         iptables + " -t nat -F",
-			"(b) somebody else's masquerade":  "nft flush map inet egw-guard translate4; " + iptables + " -t nat -F; " + iptables + " -t nat -A POSTROUTING -o enp7s0 -j MASQUERADE",
-			"(c) no rules, link up":           "nft flush map inet egw-guard links4; " + iptables + " -t nat -F",
-			"(e) everything flushed":          iptables + " -F; " + iptables + " -t nat -F; nft flush map inet egw-guard links4; nft flush map inet egw-guard translate4",
-			"no guard but that in FORWARD":    "nft delete table inet egw-guard; " + iptables + " -t nat -F EGW-S00; sleep 0.05; nft list tables",
-			"wrong mark":                      "nft flush map inet egw-guard links4; " + iptables + " -t nat -F EGW-M00; " + iptables + " -t nat -A EGW-M00 -i eg001 -j MARK --set-xmark 0x200000/0xfff00000",
-			"forward guard gone, mark absent": "nft flush map inet egw-guard links4; " + iptables + " -F EGW-OUT; " + iptables + " -t nat -F EGW-MARK",
+			"(b) marked, no SNAT":             translate + nat + "-F EGW-S00",
+			"(b) marked, no SNAT but by maps": nat + "-F EGW-S00",
+			"(b) marked, no SNAT by maps":     translate + links,
+			"(b) the whole nat table":         nat + "-F",
+			"(b) somebody else's masquerade":  translate + nat + "-F; " + nat + "-A POSTROUTING -o enp7s0 -j MASQUERADE",
+			"(c) no rules, link up":           links + nat + "-F",
+			"(e) everything flushed":          p.iptables + " -F; " + nat + "-F; " + links + translate,
+			"wrong mark":                      links + nat + "-F EGW-M00; " + nat + "-A EGW-M00 -i eg001 -j MARK --set-xmark 0x200000/0xfff00000",
+			"forward guard gone, mark absent": links + p.iptables + " -F EGW-OUT; " + nat + "-F EGW-MARK",
 		} {
-			if name == "no guard but that in FORWARD" {
-				continue // shown to leak below
-			}
 			l.gw.Run(damage)
 			time.Sleep(50 * time.Millisecond)
-			if got := l.node1.Seen("udp", "10.128.0.10", server); got == "192.168.55.12" {
+			if got := l.node1.Seen("udp", p.bluePod, server); got == p.own {
 				t.Errorf("%s: the tenant left with the VM's own address", name)
 			}
-			l.gw.Try(iptables + " -t nat -D POSTROUTING -o enp7s0 -j MASQUERADE")
-			l.serve(l.input())
-			if n := l.leaked(); n != 0 {
+			l.gw.Try(nat + "-D POSTROUTING -o enp7s0 -j MASQUERADE")
+			l.serve(p.in)
+			if n := p.leaked(); n != 0 {
 				t.Fatalf("%s: %d packets leaked", name, n)
 			}
 		}
-		if got := l.node1.Seen("udp", "10.128.0.10", "203.0.113.99:7"); got == "10.128.0.10" {
+		if got := l.node1.Seen("udp", p.bluePod, at(third, 7)); got == p.bluePod {
 			t.Error("(d) a pod reached the other NIC with its own address")
 		}
 		for src := range other.Sources() {
-			if src.Is4() && src != netip.MustParseAddr("172.30.0.12") {
+			if tenant.FamilyOf(src) == p.family && src != netip.MustParseAddr(vm) && !src.IsLinkLocalUnicast() && !src.IsUnspecified() {
 				t.Errorf("(d) source %s on the other NIC", src)
 			}
 		}
 		stop()
-		expect(t, l.node1, "10.128.0.10", blue)
-		l.clean(blue, red)
+		p.expect(t, p.bluePod, p.blue)
+		p.clean(t)
 
 		// The exit guard is needed: without it, a missing SNAT rule leaks.
-		l.gw.Run("nft delete table inet egw-guard; " + iptables + " -t nat -F EGW-S00")
-		if !soon(func() bool { _ = l.node1.Seen("udp", "10.128.0.10", server); return l.leaked() > 0 }) {
+		l.gw.Run("nft delete table inet egw-guard; " + nat + "-F EGW-S00")
+		if !soon(func() bool { _ = l.node1.Seen("udp", p.bluePod, server); return p.leaked() > 0 }) {
 			t.Error("nothing leaked without the exit guard: this test shows nothing")
 		}
 	})
@@ -274,32 +266,33 @@ func TestHandOver(t *testing.T) {
 
 // TestFromOutside: nothing behind the gateway, and nothing of it, is reached.
 func TestFromOutside(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		l.gw.Echo("0.0.0.0:7")
-		l.node1.Echo("0.0.0.0:7")
-		l.node2.Echo("192.168.99.22:7")
-		l.ext.Run("ip address add 10.129.0.5/32 dev lo")
-		l.serve(l.input())
-		for _, to := range []string{"10.128.0.10", "192.168.99.21", "192.168.99.13", blue} {
-			for _, from := range []string{"192.168.55.13", "10.129.0.5"} {
-				if got := l.ext.Seen("udp", from, to+":7"); !strings.Contains(got, "timeout") {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.echo(l.gw)
+		p.echo(l.node1)
+		l.node2.Echo(at(p.node2, 7))
+		spoofed := map[tenant.Family]string{tenant.IPv4: "10.129.0.5/32", tenant.IPv6: "fd01:0:0:9::5/128"}[p.family]
+		l.ext.Run(p.ip() + " address add " + spoofed + " dev lo")
+		p.serve(t, p.in)
+		for _, to := range []string{p.bluePod, p.node1, p.blueGateway, p.blue} {
+			for _, from := range []string{p.outside, netip.MustParsePrefix(spoofed).Addr().String()} {
+				if got := l.ext.Seen("udp", from, at(to, 7)); !strings.Contains(got, "timeout") {
 					t.Errorf("UDP from %s to %s: %s", from, to, got)
 				}
 			}
-			if got := l.ext.Seen("tcp", "192.168.55.13", to+":7"); !strings.Contains(got, "timeout") {
+			if got := l.ext.Seen("tcp", p.outside, at(to, 7)); !strings.Contains(got, "timeout") {
 				t.Errorf("TCP to %s: %s", to, got)
 			}
 		}
-		l.ext.Ping("192.168.55.13", blue)
-		l.node1.Ping("10.128.0.10", "192.168.99.13")
-		for _, to := range []string{blue, red, "192.168.99.13", "192.168.55.12"} {
-			if got := l.node1.Seen("tcp", "10.128.0.10", to+":7"); !strings.Contains(got, "timeout") {
+		l.ext.Ping(p.outside, p.blue)
+		l.node1.Ping(p.bluePod, p.blueGateway)
+		for _, to := range []string{p.blue, p.red, p.blueGateway, p.own} {
+			if got := l.node1.Seen("tcp", p.bluePod, at(to, 7)); !strings.Contains(got, "timeout") {
 				t.Errorf("a pod reached a service of the VM at %s: %s", to, got)
 			}
 		}
 		// Hairpin: the node network, through the gateway, with its own address.
-		expectAt(t, l.node1, "10.128.0.10", "192.168.99.22:7", "192.168.99.12")
-		l.clean(blue, red)
+		expectAt(t, l.node1, p.bluePod, at(p.node2, 7), p.vm)
+		p.clean(t)
 	})
 }
 

@@ -146,16 +146,20 @@ func (n *Net) Seen(network, source, to string) string {
 // Ping fails the test unless to answers an ICMP echo request from source.
 func (n *Net) Ping(source, to string) {
 	n.t.Helper()
+	network, request, reply := "ip4:icmp", byte(8), byte(0)
+	if netip.MustParseAddr(to).Is6() {
+		network, request, reply = "ip6:ipv6-icmp", 128, 129
+	}
 	var c net.PacketConn
 	var err error
-	n.Do(func() { c, err = net.ListenPacket("ip4:icmp", source) })
+	n.Do(func() { c, err = net.ListenPacket(network, source) })
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(time.Second))
-	// Type 8, code 0, the checksum of the rest: identifier 1, number 1.
-	if _, err := c.WriteTo([]byte{8, 0, 0xf7, 0xfd, 0, 1, 0, 1}, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
+	// Code 0, the checksum of the rest (the kernel's, for IPv6): identifier 1, number 1.
+	if _, err := c.WriteTo([]byte{request, 0, 0xf7, 0xfd, 0, 1, 0, 1}, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
 		n.t.Fatal(err)
 	}
 	buf := make([]byte, 64)
@@ -164,7 +168,7 @@ func (n *Net) Ping(source, to string) {
 		if err != nil {
 			n.t.Fatalf("ping from %s to %s: %v", source, to, err)
 		}
-		if got >= 8 && buf[0] == 0 && from.String() == to {
+		if got >= 8 && buf[0] == reply && from.String() == to {
 			return
 		}
 	}
