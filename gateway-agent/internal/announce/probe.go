@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -155,15 +154,39 @@ func (e *ears) close() error {
 	return errors.Join(errs...)
 }
 
-// sendProbes returns the MAC that each was asked with.
+// sendProbes returns the MAC that each was asked with. The NICs send beside each
+// other: each has its own network, and its own pace.
 func (a *Announcer) sendProbes(ctx context.Context, targets []Target) (map[netip.Addr]net.HardwareAddr, error) {
-	own, sent := make(map[netip.Addr]net.HardwareAddr, len(targets)), make(map[string]int)
+	on := make(map[string][]Target)
 	for _, t := range targets {
-		index, mac, err := linkOf(a.out.fd, t.Dev)
-		if err != nil {
-			return nil, fmt.Errorf("%s on %s: %w", t.IP, t.Dev, err)
-		}
-		own[t.IP] = slices.Clone(mac)
+		on[t.Dev] = append(on[t.Dev], t)
+	}
+	var mu sync.Mutex
+	var sending sync.WaitGroup
+	var errs []error
+	own := make(map[netip.Addr]net.HardwareAddr, len(targets))
+	for dev, list := range on {
+		sending.Go(func() {
+			mac, err := a.sendFrom(ctx, dev, list)
+			mu.Lock()
+			defer mu.Unlock()
+			for _, t := range list {
+				own[t.IP] = mac
+			}
+			errs = append(errs, err)
+		})
+	}
+	sending.Wait()
+	return own, errors.Join(errs...)
+}
+
+// sendFrom sends the probes of one NIC, and returns its MAC.
+func (a *Announcer) sendFrom(ctx context.Context, dev string, targets []Target) (net.HardwareAddr, error) {
+	index, mac, err := linkOf(a.out.fd, dev)
+	if err != nil {
+		return nil, fmt.Errorf("%s on %s: %w", targets[0].IP, dev, err)
+	}
+	for i, t := range targets {
 		var frame []byte
 		if t.IP.Is4() {
 			frame = arpProbe(mac, t.IP)
@@ -173,9 +196,9 @@ func (a *Announcer) sendProbes(ctx context.Context, targets []Target) (map[netip
 		to := unix.SockaddrLinklayer{Ifindex: index, Halen: 6}
 		copy(to.Addr[:], frame[:6])
 		if err := unix.Sendto(a.out.fd, frame, 0, &to); err != nil {
-			return nil, fmt.Errorf("%s on %s: %w", t.IP, t.Dev, err)
+			return nil, fmt.Errorf("%s on %s: %w", t.IP, dev, err)
 		}
-		if sent[t.Dev]++; sent[t.Dev]%probesAtOnce == 0 {
+		if (i+1)%probesAtOnce == 0 {
 			select {
 			case <-ctx.Done():
 				return nil, ctx.Err()
@@ -183,7 +206,7 @@ func (a *Announcer) sendProbes(ctx context.Context, targets []Target) (map[netip
 			}
 		}
 	}
-	return own, nil
+	return mac, nil
 }
 
 // collect takes down who has what. What has the MAC that asked is our own probe,

@@ -3,13 +3,17 @@
 package announce
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 )
@@ -61,6 +65,56 @@ func probed(t *testing.T, gw *nettest.Net, a *Announcer, targets []Target) map[n
 		t.Errorf("%d probes took %s", len(targets), d)
 	}
 	return found
+}
+
+// TestProbeAsksAllNetworksAtOnce: the pace of one NIC keeps no other waiting.
+func TestProbeAsksAllNetworksAtOnce(t *testing.T) {
+	const each = 500 // takes 100 ms
+	gw, node := pair(t)
+	gw.Wire("enp7s0", node, "eth1")
+	a := start(t, gw, Options{})
+	var targets []Target
+	for i, dev := range []string{"enp1s0", "enp7s0"} {
+		for n := range each {
+			targets = append(targets, Target{dev, netip.AddrFrom4([4]byte{10, byte(i), byte(n >> 8), byte(n)})})
+		}
+	}
+	var heard *os.File
+	var err error
+	node.Do(func() { heard, err = packetSocket(etherARP, nil) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer heard.Close()
+	raw, err := heard.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var order []byte // of the networks that were asked
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		receive(raw, func(b []byte, _ unix.Sockaddr) {
+			if len(b) >= arpLen && b[24] == 10 {
+				order = append(order, b[25])
+			}
+			if len(order) == len(targets) {
+				heard.Close()
+			}
+		})
+	}()
+	gw.Do(func() { _, err = a.Probe(t.Context(), targets, time.Millisecond) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		t.Fatal("not all probes arrived")
+	}
+	if first, last := bytes.IndexByte(order, 1), bytes.LastIndexByte(order, 0); first > last {
+		t.Errorf("the second network was asked after the first: probe %d, after %d", first, last)
+	}
 }
 
 // again has n send a frame every 5 ms until stop is called.

@@ -244,6 +244,11 @@ func (a *applier) other(step plan.Step) error {
 		}
 		a.forgetCounts(s.Link)
 		return a.k.makeLink(s.Link)
+	case plan.RaiseLink:
+		if a.k.unprotected {
+			return errUnprotected
+		}
+		return a.k.raiseLink(s.Name, s.Of)
 	case plan.DelLink:
 		return a.k.delLink(s.Name)
 	case plan.AddAddr:

@@ -143,8 +143,8 @@ func ourLink(l linkInfo, names map[int]string) (plan.Link, bool) {
 	}, true
 }
 
-// makeLink makes a link, or mends one that exists. Setting it up comes last: a
-// link that is down counts as half-made after a crash.
+// makeLink makes a link, which is down, or mends one that exists. A link that is
+// down counts as half-made after a crash.
 func (k *Kernel) makeLink(l plan.Link) error {
 	parent, err := linkIndex(l.Parent)
 	if err != nil {
@@ -168,19 +168,35 @@ func (k *Kernel) makeLink(l plan.Link) error {
 	if err := k.setIPv6(l); err != nil {
 		return err
 	}
-	req = k.request(unix.RTM_NEWLINK, unix.NLM_F_ACK)
-	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	head.Flags, head.Change = unix.IFF_UP, unix.IFF_UP
-	req.AddData(head)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(l.Tenant)))
-	if exists { // for a new one it would only cost a look at all others
-		req.AddData(macvlanInfo())
+	if !exists { // for a new one the rest would only cost a look at all others
+		return nil
 	}
+	req = k.setLink(l.Name, 0)
+	req.AddData(macvlanInfo())
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("set link: %w (is there a foreign link of this name?)", err)
 	}
 	return nil
+}
+
+// raiseLink sets a link up, and names its tenant.
+func (k *Kernel) raiseLink(name, owner string) error {
+	req := k.setLink(name, unix.IFF_UP)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(owner)))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set link up: %w", err)
+	}
+	return nil
+}
+
+// setLink begins a request that changes a link and sets flags.
+func (k *Kernel) setLink(name string, flags uint32) *nl.NetlinkRequest {
+	req := k.request(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	head := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	head.Flags, head.Change = flags, flags
+	req.AddData(head)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	return req
 }
 
 // request is a request over a socket that is open already.

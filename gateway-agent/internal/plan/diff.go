@@ -31,11 +31,14 @@ import (
 //	chains and rules that come, and
 //	  what the guard's maps hold of
 //	  them: translation, then marks
+//	links that come, still down          the NIC takes nothing for them; their
+//	                                     making takes its time, and needs no
+//	                                     answer to whether an address is free
 //	egress IPs that come
 //	connections of egress IPs that go, then these
 //	links that go                        the kernel takes its time, 20 ms
-//	the way of neighbour requests to links, then links and gateway IPs that
-//	  come, announcements
+//	the way of neighbour requests to links, then these up and gateway IPs
+//	  that come, announcements
 //	the trees' branches of tenants that      the maps serve these already
 //	  are new and have one address
 //	what is left of that way, of chains and exit guard
@@ -63,11 +66,13 @@ func Diff(want, have State) []Step {
 	d.rulesCome()
 	d.translateCome()
 	d.marksCome()
+	d.linksMade()
 	d.egressCome()
 	d.egressGo()
 	d.linksGone()
 	d.neighboursCome()
-	d.linksCome()
+	d.linksRise()
+	d.gatewaysCome()
 	d.treesCome()
 	d.neighboursGo()
 	d.chainsGo()
@@ -248,13 +253,29 @@ func (d *differ) egressGo() {
 	}
 }
 
-func (d *differ) linksCome() {
+// linksMade makes the links that come, or mends those that are half-made.
+func (d *differ) linksMade() {
 	for _, name := range sorted(d.want.Links) {
-		want, have := d.want.Links[name], d.have.Links[name]
-		if !d.stays(name) || have != want {
-			d.add(MakeLink{want})
+		if d.lacks(name) {
+			d.add(MakeLink{d.want.Links[name]})
 		}
 	}
+}
+
+func (d *differ) linksRise() {
+	for _, name := range sorted(d.want.Links) {
+		if d.lacks(name) {
+			d.add(RaiseLink{d.want.Links[name].Tenant, name})
+		}
+	}
+}
+
+// lacks tells whether a wanted link is not there as it should be.
+func (d *differ) lacks(name string) bool {
+	return !d.stays(name) || d.have.Links[name] != d.want.Links[name]
+}
+
+func (d *differ) gatewaysCome() {
 	for _, a := range sortedFunc(d.want.Addrs, compareAddr) {
 		_, have := d.have.Addrs[a]
 		if d.isLink(a.Dev) && !(have && d.stays(a.Dev)) {

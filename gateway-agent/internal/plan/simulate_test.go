@@ -95,19 +95,40 @@ func (w *world) apply(step Step) error {
 		if have, ok := s.Links[t.Link.Name]; ok && (have.MAC != t.Link.MAC || have.Parent != t.Link.Parent) {
 			return fmt.Errorf("link exists")
 		}
-		s.Links[t.Link.Name] = t.Link
+		l := t.Link
+		if have, ok := s.Links[l.Name]; ok {
+			l.Ready, l.Tenant = have.Ready, have.Tenant
+		} else {
+			l.Ready, l.Tenant = false, ""
+		}
+		s.Links[l.Name] = l
+	case RaiseLink:
+		l, ok := s.Links[t.Name]
+		if !ok {
+			return fmt.Errorf("no link")
+		}
+		for _, o := range s.Links {
+			if o.Name != l.Name && o.MAC == l.MAC && o.Ready {
+				return fmt.Errorf("another link with this MAC is up")
+			}
+		}
+		l.Ready, l.Tenant = true, t.Of
+		s.Links[l.Name] = l
 	case DelLink:
 		delete(s.Links, t.Name)
 		maps.DeleteFunc(s.Addrs, func(a Addr, _ string) bool { return a.Dev == t.Name })
 	case AddAddr:
-		if _, tenantLink := LinkNumber(t.Addr.Dev); tenantLink && s.Links[t.Addr.Dev].Name == "" {
-			return fmt.Errorf("no link")
+		if _, tenantLink := LinkNumber(t.Addr.Dev); tenantLink && !s.Links[t.Addr.Dev].Ready {
+			return fmt.Errorf("no link that is up")
 		}
 		if _, ok := s.Addrs[t.Addr]; ok {
 			return fmt.Errorf("address exists")
 		}
 		if l, tenantLink := s.Links[t.Addr.Dev]; tenantLink && s.Neighbours.MACs[t.Addr.IP] != l.MAC {
 			return fmt.Errorf("nobody can ask for it")
+		}
+		if err := w.ready(t.Addr); err != nil {
+			return err
 		}
 		s.Addrs[t.Addr] = ""
 	case DelAddr:
@@ -275,6 +296,34 @@ func (w *world) traffic() error {
 		}
 	}
 	return nil
+}
+
+// ready tells what an address that comes would lack: it attracts traffic, which
+// has to be guarded, marked and translated by then.
+func (w *world) ready(a Addr) error {
+	family := tenant.FamilyOf(a.IP)
+	if len(w.state.Guard.Rules) == 0 || len(w.state.Hooks[ChainID{family, "filter", "FORWARD"}]) == 0 {
+		return fmt.Errorf("%s comes before the guards", a.IP)
+	}
+	bound := w.state.bound(testHost().MarkMask)
+	if n, tenantLink := LinkNumber(a.Dev); tenantLink {
+		g := given{family, Mark(testHost().MarkMask, n)}
+		if !w.marked()[g] || !w.translated()[g] {
+			return fmt.Errorf("%s comes before its tenant's packets are marked and translated", a.IP)
+		}
+		for b := range bound {
+			if b.mark == g.mark && tenant.FamilyOf(b.ip) == family && !w.guarded(b) {
+				return fmt.Errorf("%s comes before the exit guard knows %s", a.IP, b.ip)
+			}
+		}
+		return nil
+	}
+	for b := range bound {
+		if b.ip == a.IP {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s comes before it is anybody's", a.IP)
 }
 
 // guarded tells whether the exit guard lets packets of b pass.

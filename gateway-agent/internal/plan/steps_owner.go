@@ -42,6 +42,9 @@ func (SetHook) Tenant() string { return "" }
 func (s MakeLink) Tenant() string { return s.Link.Tenant }
 
 // Tenant implements Step.
+func (s RaiseLink) Tenant() string { return s.Of }
+
+// Tenant implements Step.
 func (s DelLink) Tenant() string { return s.Of }
 
 // Tenant implements Step.
@@ -94,6 +97,9 @@ func (SetHook) Executor() Executor { return Kernel }
 
 // Executor implements Step.
 func (MakeLink) Executor() Executor { return Kernel }
+
+// Executor implements Step.
+func (RaiseLink) Executor() Executor { return Kernel }
 
 // Executor implements Step.
 func (DelLink) Executor() Executor { return Kernel }

@@ -98,7 +98,7 @@ func protects(s plan.Step) bool {
 // letsIn tells the steps after which traffic of a tenant arrives.
 func letsIn(s plan.Step) bool {
 	switch s.(type) {
-	case plan.MakeLink, plan.AddAddr, plan.AnnounceAddr:
+	case plan.MakeLink, plan.RaiseLink, plan.AddAddr, plan.AnnounceAddr:
 		return true
 	}
 	return false

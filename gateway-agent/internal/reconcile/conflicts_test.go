@@ -4,6 +4,7 @@ package reconcile
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -84,6 +85,67 @@ func TestAnAddressThatAnotherHostHasIsNotClaimed(t *testing.T) {
 	b.mustPass()
 	if len(network.asked) > 0 {
 		t.Errorf("asked for addresses in use: %v", network.asked)
+	}
+}
+
+// slowNetwork answers once it is told to.
+type slowNetwork struct {
+	fakeProber
+	answer chan struct{}
+}
+
+func (p *slowNetwork) Probe(ctx context.Context, addrs []plan.Addr) (map[netip.Addr]string, error) {
+	select {
+	case <-p.answer:
+	case <-time.After(5 * time.Second):
+		return nil, errors.New("it was not told to")
+	}
+	return p.fakeProber.Probe(ctx, addrs)
+}
+
+// watchedKernel shows the steps before it carries them out.
+type watchedKernel struct {
+	*fakeKernel
+	before func(plan.Step)
+}
+
+func (k watchedKernel) Apply(ctx context.Context, steps []plan.Step) (failures []Failure, rest []plan.Step) {
+	for _, s := range steps {
+		k.before(s)
+	}
+	return k.fakeKernel.Apply(ctx, steps)
+}
+
+// TestLinksAreMadeWhileTheNetworkIsAsked: links are there before the answers, but
+// down, and stay down for an address that somebody has.
+func TestLinksAreMadeWhileTheNetworkIsAsked(t *testing.T) {
+	b := newBench(t)
+	egress := record("blue", 13).EgressIPs[0]
+	network := &slowNetwork{fakeProber{hosts: map[netip.Addr]string{egress: "02:00:00:00:00:66"}}, make(chan struct{})}
+	answered, made := false, 0
+	b.loop.Prober = network
+	b.loop.Kernel = watchedKernel{b.kernel, func(s plan.Step) {
+		if _, makes := s.(plan.MakeLink); makes {
+			if made++; made == 2 && !answered {
+				answered = true
+				close(network.answer)
+			}
+		} else if letsIn(s) && !answered {
+			t.Errorf("%s, and no answer yet", s)
+		}
+		if l, raises := s.(plan.RaiseLink); raises && l.Of == "c1/blue" {
+			t.Errorf("%s, and its address is another host's", s)
+		}
+	}}
+	b.show(1, blueAndRed(), node("n1", 0))
+	if _, ok := b.pass(); ok {
+		t.Error("no retry after a conflict")
+	}
+	if !answered {
+		t.Error("the links waited for the answers")
+	}
+	if links := b.kernel.links(); len(links) != 1 || b.kernel.state.Links[links[0]].Tenant != "c1/red" {
+		t.Errorf("links: %v, want red's only", b.kernel.state.Links)
 	}
 }
 

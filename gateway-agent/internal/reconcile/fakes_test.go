@@ -199,12 +199,21 @@ func (k *fakeKernel) applyMore(s plan.Step) error {
 			k.state.Hooks[s.ID] = []plan.Hook{{Position: 1, Rule: s.Rule}}
 		}
 	case plan.MakeLink:
-		k.state.Links[s.Link.Name] = s.Link
+		l, have := s.Link, k.state.Links[s.Link.Name]
+		l.Ready, l.Tenant = have.Ready, have.Tenant
+		k.state.Links[l.Name] = l
+	case plan.RaiseLink:
+		l, ok := k.state.Links[s.Name]
+		if !ok {
+			return fmt.Errorf("no link %s", s.Name)
+		}
+		l.Ready, l.Tenant = true, s.Of
+		k.state.Links[s.Name] = l
 	case plan.DelLink:
 		delete(k.state.Links, s.Name)
 		maps.DeleteFunc(k.state.Addrs, func(a plan.Addr, _ string) bool { return a.Dev == s.Name })
 	case plan.AddAddr:
-		if _, ok := k.state.Links[s.Addr.Dev]; !ok && s.Addr.Dev != k.host.External {
+		if !k.state.Links[s.Addr.Dev].Ready && s.Addr.Dev != k.host.External {
 			return fmt.Errorf("no device %s", s.Addr.Dev)
 		}
 		k.state.Addrs[s.Addr] = ""
