@@ -4,6 +4,7 @@ package kernel_test
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -35,6 +36,7 @@ func (p plane) scanPackets(src, dst netip.Addr) [][]byte {
 	add(unix.IPPROTO_GRE, append([]byte{0, 0, 8, 0}, mark...))
 	about := nettest.IP(dst, src, unix.IPPROTO_UDP, nettest.UDP(to, from, mark))
 	add(p.icmp, append(nettest.ICMPError(src, dst, about), mark...))
+	add(p.icmp, nettest.ICMPEcho(src, dst, mark))
 	out = append(out, nettest.Fragment(src, dst, unix.IPPROTO_UDP, 77, 8, false, bytes.Repeat(mark, 4)))
 	return out
 }
@@ -100,6 +102,52 @@ func TestScanFromOutside(t *testing.T) {
 		scan()
 		if arrived() == 0 {
 			t.Error("nothing arrived without the guards: this test shows nothing")
+		}
+	})
+}
+
+// TestSpoofedPodSource: what comes from outside with the source of a pod is not
+// answered, whatever it is for: the answer would go to the pod. Without the
+// input guard it does.
+func TestSpoofedPodSource(t *testing.T) {
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		p.echo(l.gw)
+		p.serve(t, p.in)
+		stranger := map[tenant.Family]string{tenant.IPv4: "10.129.0.5", tenant.IPv6: "fd01:0:0:9::5"}[p.family]
+		spoofed := addrs(p.bluePod, p.redPod, stranger)
+		targets := addrs(p.own, p.vm, p.blue, p.red, p.blueGateway, p.bluePod, p.node2, p.server)
+		records := []*nettest.Recording{p.record(l.node1, "eth0"), p.record(l.node2, "eth0"), p.record(l.ext, "eth0")}
+		raw := l.ext.Raw(p.outside)
+		scan := func() {
+			for _, src := range spoofed {
+				for _, dst := range targets {
+					for _, packet := range p.scanPackets(src, dst) {
+						raw.SendPacket(dst, packet)
+					}
+				}
+			}
+		}
+		answered := func() (out []string) {
+			for _, r := range records {
+				for _, b := range r.Packets() {
+					if w := read(b); slices.Contains(spoofed, w.dst) {
+						out = append(out, fmt.Sprintf("%s answered %s (protocol %d, port %d)", w.src, w.dst, w.protocol, w.sport))
+					}
+				}
+			}
+			return out
+		}
+		scan()
+		for _, a := range answered() {
+			t.Error(a)
+		}
+		if n := l.counters().Guards[p.rule("spoofed pod source")].Packets; n == 0 {
+			t.Error("what the input guard dropped is not counted")
+		}
+		l.without(t, guardCase{rules: []string{p.rule("spoofed pod source")}}, p.iptables)
+		scan()
+		if len(answered()) == 0 {
+			t.Error("nothing was answered without the input guard: this test shows nothing")
 		}
 	})
 }

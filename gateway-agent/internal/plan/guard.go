@@ -196,13 +196,18 @@ func (g *guardBuilder) inside() {
 }
 
 // input leaves the VM nothing but ICMP at tenants' addresses. Those of the packets
-// that it drops get the mark of the tenant whose address they are for.
+// that it drops get the mark of the tenant whose address they are for. What comes
+// from outside with the source of a pod is not answered at any address: the answer
+// would go to the pod.
 func (g *guardBuilder) input() {
 	const fresh = "meta l4proto != { icmp, ipv6-icmp } ct state != { established, related }"
 	for _, f := range tenant.Families() {
 		whose := " meta mark set " + ipWord(f) + " daddr map @"
 		g.add(GuardInput, "egress IP "+f.String(), fmt.Sprintf("meta nfproto ipv%d ", f)+fresh+whose+setName(mapEgress, f), "counter goto "+GuardUninvited)
 		g.add(GuardInput, "gateway IP from outside "+f.String(), "iifname "+g.ext+whose+setName(mapGateways, f), "counter goto "+GuardUninvited)
+	}
+	for _, f := range tenant.Families() {
+		g.add(GuardInput, "spoofed pod source "+f.String(), "iifname "+g.ext+" "+ipWord(f)+" saddr @"+setName(setPods, f), "counter drop")
 	}
 	// Counting can fail, and ends its rule then.
 	g.add(GuardInput, "tenant link counted", g.link+" "+fresh, refusedBy(RefusedInput))

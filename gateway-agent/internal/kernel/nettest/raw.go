@@ -5,6 +5,7 @@ package nettest
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -148,6 +149,30 @@ func ICMPError(src, dst netip.Addr, packet []byte) []byte {
 		return b
 	}
 	b := append([]byte{3, 3, 0, 0, 0, 0, 0, 0}, packet[:min(len(packet), 28)]...)
+	binary.BigEndian.PutUint16(b[2:], Checksum(b))
+	return b
+}
+
+// Hops returns a copy of a packet that n routers at most pass on.
+func Hops(packet []byte, n byte) []byte {
+	b := slices.Clone(packet)
+	if b[0]>>4 == 6 {
+		b[7] = n
+		return b
+	}
+	b[8], b[10], b[11] = n, 0, 0
+	binary.BigEndian.PutUint16(b[10:], Checksum(b[:20]))
+	return b
+}
+
+// ICMPEcho makes an echo request from src to dst.
+func ICMPEcho(src, dst netip.Addr, data []byte) []byte {
+	if src.Is6() {
+		b := append([]byte{128, 0, 0, 0, 0x12, 0x34, 0, 1}, data...)
+		binary.BigEndian.PutUint16(b[2:], Checksum(append(pseudo(src, dst, unix.IPPROTO_ICMPV6, len(b)), b...)))
+		return b
+	}
+	b := append([]byte{8, 0, 0, 0, 0x12, 0x34, 0, 1}, data...)
 	binary.BigEndian.PutUint16(b[2:], Checksum(b))
 	return b
 }
