@@ -68,13 +68,13 @@ func (k *Kernel) startRules(ctx context.Context, afresh, neighbours bool) *rules
 }
 
 // finishRules brings seen up to date, and tells whether it was. It waits for all
-// that was started.
-func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
+// that was started. If it fails, or ctx has ended, seen is as it was.
+func (k *Kernel) finishRules(ctx context.Context, l *rulesLook) (same bool, err error) {
 	now := k.seen
-	if !l.known {
+	if !l.known && ctx.Err() == nil {
 		now.guard, err = k.readGuard()
 	}
-	if l.neighbours {
+	if l.neighbours && ctx.Err() == nil {
 		var failed error
 		now.neighbours, failed = k.readNeighbours()
 		err = errors.Join(err, failed)
@@ -86,12 +86,15 @@ func (k *Kernel) finishRules(l *rulesLook) (same bool, err error) {
 		switch c, read := l.save[f]; {
 		case read:
 			out, failed := c.wait()
+			if ctx.Err() != nil {
+				out = nil
+			}
 			err = errors.Join(err, failed, parseSave(bytes.NewReader(out), f, &plan.State{Chains: now.chains, Hooks: now.hooks}))
 		case len(l.save) > 0:
 			carryFamily(&now, k.seen, f)
 		}
 	}
-	if err != nil {
+	if err := errors.Join(err, ctx.Err()); err != nil {
 		return false, err
 	}
 	for f, before := range l.prints {

@@ -82,6 +82,47 @@ func TestLookFollowsTheKernel(t *testing.T) {
 	}
 }
 
+// TestLookIsGivenUp: a look that is given up, at whatever moment, changes nothing
+// of what is known. The next one, which does not read everything, tells what
+// there is to tell.
+func TestLookIsGivenUp(t *testing.T) {
+	for _, backend := range backends(t) {
+		t.Run(backend, func(t *testing.T) {
+			l := newLab(t, backend)
+			in := l.many(200)
+			l.serve(in)
+			want := l.want(in)
+			began := time.Now()
+			l.observe()
+			whole, givenUp, rounds := time.Since(began), 0, 40
+			for i := range rounds {
+				damage := ""
+				if i%5 == 4 {
+					damage = []string{"ip link delete eg001", "nft flush set inet egw-guard owners4"}[i/5%2]
+					l.gw.Run(damage)
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), whole*time.Duration(i)/time.Duration(rounds))
+				var err error
+				l.gw.Do(func() { _, err = l.kernel.Look(ctx, true) })
+				cancel()
+				if err == nil {
+					l.reach(want)
+					continue
+				}
+				givenUp++
+				seen := l.look()
+				if steps := plan.Diff(want, seen.State); seen.Same != (damage == "") || (len(steps) == 0) != (damage == "") {
+					t.Errorf("given up after %d of %d parts, %q: the next look says %t, and leads to %d steps", i, rounds, damage, seen.Same, len(steps))
+				}
+				l.reach(want)
+			}
+			if givenUp < rounds/2 {
+				t.Errorf("%d of %d looks were given up", givenUp, rounds)
+			}
+		})
+	}
+}
+
 // TestWatchTellsWhatOthersChange: a link, an address or a route of ours that
 // somebody deletes is told at once; routes of others are not.
 func TestWatchTellsWhatOthersChange(t *testing.T) {

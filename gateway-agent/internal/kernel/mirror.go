@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"maps"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -44,6 +45,11 @@ func newMirror(nics [2]string, links []linkInfo, addrs []addrInfo) mirror {
 		m.put(a)
 	}
 	return m
+}
+
+// equal compares what is known, but for links of others.
+func (m *mirror) equal(o mirror) bool {
+	return maps.Equal(m.links, o.links) && maps.Equal(m.addrs, o.addrs) && maps.Equal(m.others, o.others) && maps.Equal(m.routes, o.routes)
 }
 
 // put takes an address in, and tells whether that is news.

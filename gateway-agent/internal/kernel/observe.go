@@ -35,6 +35,9 @@ type Sight struct {
 // (generation); those of iptables-legacy are compared with their fingerprints, and
 // sysctls are read each time. So it costs next to nothing where nothing has
 // changed.
+//
+// If ctx ends it gives up soon, with an error, and nothing is lost: it forgets
+// what it has read, and what it was told is told by the next look.
 func (k *Kernel) Look(ctx context.Context, afresh bool) (Sight, error) {
 	defer k.rules.begin()()
 	began := time.Now()
@@ -42,18 +45,23 @@ func (k *Kernel) Look(ctx context.Context, afresh bool) (Sight, error) {
 	news := k.hear()
 	anew := afresh || !k.mirror.valid
 	rules := k.startRules(ctx, afresh, anew)
-	same, err := k.lookAtLinks(anew, news)
-	host := k.hostFacts()
+	read, err := k.readLinks(ctx, anew)
 	sysctls, err2 := k.readSysctls()
-	sameRules, err3 := k.finishRules(rules)
-	if err := errors.Join(err, err2, err3); err != nil {
+	sameRules, err3 := k.finishRules(ctx, rules)
+	err = errors.Join(err, err2, err3)
+	if err == nil {
+		err = k.takeLinks(read, &news)
+	}
+	if err != nil {
+		k.missed = k.missed || news || err3 == nil && !sameRules
 		return Sight{}, err
 	}
+	host := k.hostFacts()
 	if !rules.known {
 		k.rules.took.Store(int64(time.Since(began)))
 	}
-	same = same && sameRules && !afresh && maps.Equal(sysctls, k.sysctls)
-	k.sysctls = sysctls
+	same := !news && !k.missed && sameRules && !afresh && maps.Equal(sysctls, k.sysctls)
+	k.sysctls, k.missed = sysctls, false
 	return Sight{Host: host, Same: same, State: plan.State{
 		MarkMask: k.host.MarkMask, Sysctls: sysctls, Links: k.mirror.links, Addrs: k.mirror.addrs, Routes: k.mirror.routes,
 		Chains: k.seen.chains, Hooks: k.seen.hooks, Guard: k.seen.guard, Neighbours: k.seen.neighbours,
@@ -76,40 +84,56 @@ func (k *Kernel) Observe(ctx context.Context) (plan.State, error) {
 	return s, err
 }
 
-// lookAtLinks brings the mirror up to date: anew, it is read as a whole. news says
-// that it was found to have changed.
-func (k *Kernel) lookAtLinks(anew, news bool) (same bool, err error) {
-	if anew {
-		news = true
-		k.seen.neighbours.Shape = "" // the kernel takes that table away with the NIC, which counts as no change of the rules
-		if err := k.dump(); err != nil {
-			return false, err
-		}
+// readLinks reads all links and addresses anew, if that is asked for; else it
+// returns nil. Nothing is known of them before takeLinks.
+func (k *Kernel) readLinks(ctx context.Context, anew bool) (*mirror, error) {
+	if !anew {
+		return nil, nil
 	}
-	if k.mirror.stale {
-		routes, err := k.observeRoutes(k.mirror.names)
-		if err != nil {
-			return false, err
-		}
-		k.mirror.routes, k.mirror.stale = routes, false
-	}
-	same = !news && !k.missed
-	k.missed = false
-	return same, nil
-}
-
-// dump reads all links and addresses. What changes meanwhile is told after it.
-func (k *Kernel) dump() error {
 	links, err := dumpLinks(false)
-	if err != nil {
-		return err
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return nil, err
 	}
 	addrs, err := dumpAddrs(links)
-	if err != nil {
-		return err
+	if err := errors.Join(err, ctx.Err()); err != nil {
+		return nil, err
 	}
-	k.mirror = newMirror([2]string{k.host.Internal, k.host.External}, links, addrs)
-	_, err = k.takeNotices()
+	m := newMirror([2]string{k.host.Internal, k.host.External}, links, addrs)
+	return &m, nil
+}
+
+// lookAtLinks does both, for those who look at nothing else. What it finds is
+// told by the next look.
+func (k *Kernel) lookAtLinks(ctx context.Context) error {
+	news := k.hear()
+	read, err := k.readLinks(ctx, true)
+	if err == nil {
+		k.seen.neighbours.Shape = "" // the kernel takes that table away with the NIC, which counts as no change of the rules
+		err = k.takeLinks(read, &news)
+	}
+	k.missed = k.missed || news
+	return err
+}
+
+// takeLinks brings the mirror up to date: by what was read, unless it is nil, and
+// by what the kernel has told since. It sets news if that differs from what was
+// known.
+func (k *Kernel) takeLinks(read *mirror, news *bool) error {
+	if read != nil {
+		old := k.mirror
+		k.mirror = *read
+		if _, err := k.takeNotices(); err != nil {
+			return err
+		}
+		defer func() { *news = *news || !old.valid || !k.mirror.equal(old) }()
+	}
+	if !k.mirror.stale {
+		return nil
+	}
+	routes, err := k.observeRoutes(k.mirror.names)
+	if err == nil {
+		k.mirror.routes, k.mirror.stale = routes, false
+	}
 	return err
 }
 
@@ -172,8 +196,8 @@ func (k *Kernel) hasIPv6() bool {
 }
 
 // Facts returns the host with OnLink, Own, Advertised and IPv6 as the VM shows them now.
-func (k *Kernel) Facts(context.Context) (plan.Host, error) {
-	if _, err := k.lookAtLinks(true, k.hear()); err != nil {
+func (k *Kernel) Facts(ctx context.Context) (plan.Host, error) {
+	if err := k.lookAtLinks(ctx); err != nil {
 		return k.host, err
 	}
 	return k.hostFacts(), nil

@@ -38,7 +38,7 @@ func (k *Kernel) Preflight(ctx context.Context) []Check {
 		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up; in a container add: --network host", false},
 		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs", false},
 		{"default route", k.defaultRoute(tenant.IPv4), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped", false},
-		{"default route IPv6", k.defaultRoute6(), "give the external interface an IPv6 default route: IPv6 packets of tenants go nowhere, or elsewhere, and are dropped", true},
+		{"default route IPv6", k.defaultRoute6(ctx), "give the external interface an IPv6 default route: IPv6 packets of tenants go nowhere, or elsewhere, and are dropped", true},
 		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: set GATEWAY_IPTABLES=" + k.otherBackend(), false},
 		{"iptables lock", k.lockFile(xtablesLock), "give the process a writable " + xtablesLock + "; in a container add: -v " + xtablesLock + ":" + xtablesLock, false},
 		{"sysctls", k.sysctlsWritable(), "run as root; in a container add: -v /proc/sys/net:/host/proc/sys/net -e GATEWAY_SYSCTL_ROOT=/host/proc/sys", false},
@@ -115,9 +115,9 @@ func (k *Kernel) distinct() error {
 }
 
 // defaultRoute6 checks the IPv6 default route while a tenant needs it.
-func (k *Kernel) defaultRoute6() error {
+func (k *Kernel) defaultRoute6(ctx context.Context) error {
 	if !k.mirror.valid {
-		if err := k.dump(); err != nil {
+		if err := k.lookAtLinks(ctx); err != nil {
 			return err
 		}
 	}

@@ -34,9 +34,11 @@ type fakeKernel struct {
 	handAfter int
 	hand      func(*plan.State)
 	// left is the state as the last look, and the steps since, have left it;
-	// fresh counts the looks that read everything.
-	left  plan.State
-	fresh int
+	// fresh counts the looks that read everything, and reading is called within
+	// them, before anything is read: a look whose ctx has ended then reads nothing.
+	left    plan.State
+	fresh   int
+	reading func(context.Context)
 }
 
 func newFakeKernel() *fakeKernel {
@@ -59,7 +61,12 @@ var errUnprotected = errors.New("not tried")
 var errCrashed = errors.New("the process is dead")
 
 // Look copies the state; it is the same as before if no hand has changed it.
-func (k *fakeKernel) Look(_ context.Context, afresh bool) (Sight, error) {
+func (k *fakeKernel) Look(ctx context.Context, afresh bool) (Sight, error) {
+	if afresh && k.reading != nil {
+		if k.reading(ctx); ctx.Err() != nil {
+			return Sight{}, ctx.Err()
+		}
+	}
 	now := Sight{Host: k.host, State: k.copy()}
 	now.Same = !afresh && reflect.DeepEqual(k.left, now.State)
 	k.left = now.State

@@ -19,10 +19,6 @@ import (
 const (
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second
-	// verifyAfter is how long after a change, when no other has followed, the
-	// kernel is looked at afresh; and lookAfresh how long that is not done.
-	verifyAfter = time.Second
-	lookAfresh  = 5 * time.Minute
 	// confirmPoll is how often the loop looks for a request of the operator.
 	confirmPoll = 2 * time.Second
 	// stopGrace is how long a pass that has begun may go on after a stop: a
@@ -97,11 +93,8 @@ type Loop struct {
 	free     map[netip.Addr]bool   // nobody answered for them during this pass
 	planned  planned
 	kept     map[plan.Addr]bool // what the announcer was given last
-	// looked is when the kernel was last read afresh, and unverified when it was
-	// first changed after that; due says that it is time to.
-	looked, unverified time.Time
-	due                bool
-	snapshot           atomic.Pointer[Snapshot]
+	freshness
+	snapshot atomic.Pointer[Snapshot]
 }
 
 // NewLoop returns a loop that has not begun.
@@ -117,6 +110,7 @@ func NewLoop(o Options) *Loop {
 // change, and after a failure with a growing delay, until ctx ends. It returns
 // an error only if the disk copy or the kernel can not be read at the start.
 func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
+	l.changed = changed
 	if err := l.restore(ctx); err != nil {
 		return err
 	}
@@ -132,25 +126,22 @@ func (l *Loop) Run(ctx context.Context, changed <-chan struct{}) error {
 		case !ok:
 			again = time.After(delay)
 			delay = min(2*delay, lastRetry)
-		case !l.unverified.IsZero():
-			// Has the kernel really taken it, and keeps it?
-			again, delay = time.After(verifyAfter), firstRetry
 		default:
-			again, delay = nil, firstRetry
+			again, delay = l.nextFresh(), firstRetry
 		}
-		if !l.wait(ctx, changed, resync.C, again, poll) {
+		if !l.wait(ctx, resync.C, again, poll) {
 			return nil
 		}
 	}
 }
 
 // wait returns true when it is time for a pass, false when ctx has ended.
-func (l *Loop) wait(ctx context.Context, changed <-chan struct{}, resync, again <-chan time.Time, poll *time.Ticker) bool {
+func (l *Loop) wait(ctx context.Context, resync, again <-chan time.Time, poll *time.Ticker) bool {
 	for {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-changed:
+		case <-l.changed:
 			return true
 		case <-resync:
 			return true

@@ -35,11 +35,14 @@ const maxRuns = 4
 // succeeded; what failed is in the snapshot and the log.
 func (l *Loop) pass(ctx context.Context) bool {
 	began := l.Clock()
-	views := l.Views()
-	result, err := l.run(ctx, views)
+	result, err := l.run(ctx)
+	if errors.Is(err, errGaveWay) { // to a change: this is the pass for it
+		began = l.Clock()
+		result, err = l.run(ctx)
+	}
 	for runs := 1; result.again && err == nil && runs < maxRuns; runs++ {
 		first := result
-		result, err = l.run(ctx, views)
+		result, err = l.run(ctx)
 		result.add(first)
 	}
 	clear(l.free)
@@ -96,25 +99,20 @@ func (r result) failed(err error) map[string]int {
 
 func (r result) complete() bool { return len(r.failures) == 0 && !r.waiting && !r.again }
 
-func (l *Loop) run(ctx context.Context, views map[string]View) (result, error) {
+func (l *Loop) run(ctx context.Context) (result, error) {
 	res := result{failures: map[string]Failure{}, touched: map[string]bool{}}
 	confirmed, err := l.Store.Confirmed()
 	if err != nil {
 		l.Log.Error("the operator's confirmation can not be read; it is dropped", "err", err)
 		confirmed = map[Ref]string{}
 	}
-	afresh := l.needsFreshLook()
-	sight, err := l.Kernel.Look(ctx, afresh)
+	sight, afresh, err := l.look(ctx)
 	if err != nil {
-		l.planned.done = false
-		return res, fmt.Errorf("observe the kernel: %w", err)
-	}
-	if afresh {
-		l.sawAfresh()
+		return res, err
 	}
 	res.host = sight.Host
 	l.rememberOnLink(&res)
-	changes := l.merge(views, sight.State, confirmed, &res)
+	changes := l.merge(l.Views(), sight.State, confirmed, &res)
 	in := baseOf(l.memory, res.host)
 	if l.Spills != nil {
 		in.Spills = l.Spills()

@@ -4,7 +4,6 @@ package reconcile
 
 import (
 	"reflect"
-	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
@@ -35,17 +34,6 @@ type work struct {
 	problems   []plan.Problem
 	addrs      map[plan.Addr]string
 }
-
-// needsFreshLook tells whether it is time to read all of the kernel, so that
-// what was carried over from look to look is never believed for long.
-func (l *Loop) needsFreshLook() bool {
-	now := l.Clock()
-	return l.due || l.looked.IsZero() || now.Sub(l.looked) >= lookAfresh ||
-		!l.unverified.IsZero() && now.Sub(l.unverified) >= l.Resync
-}
-
-// sawAfresh notes that it was done.
-func (l *Loop) sawAfresh() { l.looked, l.unverified, l.due = l.Clock(), time.Time{}, false }
 
 // plan decides what to do. A change of few tenants is planned without a look at
 // all others, if the kernel is otherwise as the last pass has left it.

@@ -133,6 +133,9 @@ func TestPassesLookAfresh(t *testing.T) {
 	b.loop.due = true
 	kind(PassWhole, 1)
 	b.now = b.now.Add(lookAfresh)
+	b.show(4, blueAndRed(), node("n1", 0))
+	kind(PassWhole, 0) // a change comes first
+	b.loop.due = b.loop.nextFresh() != nil
 	kind(PassWhole, 1)
 	b.kernel.host.OnLink = append(b.kernel.host.OnLink, netip.MustParsePrefix("192.168.0.0/24"))
 	kind(PassWhole, 0) // and so does the host

@@ -95,14 +95,9 @@ func Program(ctx context.Context, o Options, tenants, samples int, nats string) 
 	if p.Added, p.Gone, err = g.changes(ctx, w, a, records, samples); err != nil {
 		return p, err
 	}
-	sumAfter, countAfter, err := g.passes()
-	if err != nil {
+	if p.Pass, p.SamplesOfPass, err = g.wholePasses(ctx, sum, count); err != nil {
 		return p, err
 	}
-	if p.SamplesOfPass = int(countAfter - count); p.SamplesOfPass == 0 {
-		return p, errors.New("no pass has looked at everything")
-	}
-	p.Pass = time.Duration((sumAfter - sum) / (countAfter - count) * float64(time.Second))
 	p.Idle, err = idle(ctx, o.Log, a, idleFor)
 	return p, err
 }
@@ -266,6 +261,26 @@ func pause(ctx context.Context, d time.Duration) error {
 		return ctx.Err()
 	case <-timer.C:
 		return nil
+	}
+}
+
+// wholePasses returns how long passes that look at everything have taken in the
+// mean since the agent counted count of them, and how many these were. It waits
+// for the first: such a pass gives way to changes.
+func (g gateway) wholePasses(ctx context.Context, sum, count float64) (mean time.Duration, samples int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		sumNow, countNow, err := g.passes()
+		if err != nil {
+			return 0, 0, err
+		}
+		if countNow > count {
+			return time.Duration((sumNow - sum) / (countNow - count) * float64(time.Second)), int(countNow - count), nil
+		}
+		if err := pause(ctx, settle); err != nil {
+			return 0, 0, fmt.Errorf("no pass has looked at everything: %w", err)
+		}
 	}
 }
 
