@@ -99,14 +99,14 @@ type agent struct {
 	claims    *reconcile.Claims
 	server    *daemon.Server
 
-	changed, sweep, report *daemon.Trigger
-	stopping               atomic.Bool
+	changed, sweep, report, tidy *daemon.Trigger
+	stopping                     atomic.Bool
 }
 
 // newAgent opens what the daemon needs. If it fails, the process ends, and what
 // was opened ends with it.
 func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.Store, k *kernel.Kernel) (*agent, error) {
-	a := &agent{config: c, log: log, kernel: k, changed: daemon.NewTrigger(), sweep: daemon.NewTrigger(), report: daemon.NewTrigger()}
+	a := &agent{config: c, log: log, kernel: k, changed: daemon.NewTrigger(), sweep: daemon.NewTrigger(), report: daemon.NewTrigger(), tidy: daemon.NewTrigger()}
 	var err error
 	if a.flows, err = flows.Open(); err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
@@ -158,8 +158,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		OnPass: func(p reconcile.Pass) {
 			m.observe(p)
 			if p.Kind == reconcile.PassWhole {
-				// It leaves tens of MiB behind; the next change is not to meet their collection.
-				debug.FreeOSMemory()
+				a.tidy.Poke()
 			}
 			refused.look(a.loop.Snapshot().Problems)
 			a.report.Poke()
@@ -254,12 +253,14 @@ func (a *agent) run(ctx context.Context) error {
 
 	g, _ := daemon.NewGroup(ctx)
 	g.Go("loop", func(ctx context.Context) error { return a.loop.Run(ctx, a.changed.C()) })
+	// A whole pass leaves tens of MiB behind; the next change is not to meet their collection.
+	g.Go("memory", onEach(a.tidy.C(), debug.FreeOSMemory))
 	g.Go("notices", func(ctx context.Context) error { return a.kernel.Watch(ctx, a.changed.Poke) })
 	g.Go("rules", func(ctx context.Context) error { return a.kernel.WatchRules(ctx, a.changed.Poke) })
 	g.Go("follower", a.follower.Run)
-	g.Go("follower events", forward(a.follower.Changed(), a.changed))
+	g.Go("follower events", onEach(a.follower.Changed(), a.changed.Poke))
 	g.Go("status", a.status.Run)
-	g.Go("status events", forward(a.status.Changed(), a.report))
+	g.Go("status events", onEach(a.status.Changed(), a.report.Poke))
 	g.Go("reporter", func(ctx context.Context) error { return a.reporter.Run(ctx, a.report.C()) })
 	g.Go("announcer inside", a.announcer.inside.Run)
 	g.Go("announcer outside", a.announcer.outside.Run)
@@ -305,15 +306,15 @@ func (a *agent) tellConnection(s bus.StateChange) {
 	a.tell(e)
 }
 
-// forward pokes a trigger for each receive, until ctx ends.
-func forward(from <-chan struct{}, to *daemon.Trigger) func(context.Context) error {
+// onEach calls do for each receive, until ctx ends.
+func onEach(from <-chan struct{}, do func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		for {
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-from:
-				to.Poke()
+				do()
 			}
 		}
 	}
