@@ -3,8 +3,6 @@
 package kernel_test
 
 import (
-	"context"
-	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -14,25 +12,26 @@ import (
 	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
+const blueID, redID = "demo/ns-blue", "demo/ns-red"
+
 // TestRefusedByTenant has pods of two tenants send what is refused, for each
-// reason, over both families, and compares with what was refused in all. What
-// is right is not counted.
+// reason, and compares with what was refused in all. What is right is not counted.
 func TestRefusedByTenant(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		backend := strings.Split(t.Name(), "/")[1]
-		mgmt := nettest.New(t)
-		l.gw.Wire("mgmt0", mgmt, "eth0")
-		l.gw.Run("ip address add 172.30.0.12/24 dev mgmt0; ip route add 203.0.113.99/32 via 172.30.0.1")
-		in := l.dual(backend)
-		l.served(t, in)
-		expect(t, l.node1, bluePod, blue)
-		expectAt(t, l.node1, "fd01::10", server6, blue6)
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		third, route, stranger := "203.0.113.99", "ip address add 172.30.0.12/24 dev mgmt0; ip route add 203.0.113.99/32 via 172.30.0.1", "172.31.0.5"
+		if p.family == tenant.IPv6 {
+			third, route, stranger = "2001:db8:99::99", "ip address add fd00:172::12/64 dev mgmt0 nodad; ip route add 2001:db8:99::99/128 via fd00:172::1", "fd02::5"
+		}
+		l.gw.Wire("mgmt0", nettest.New(t), "eth0")
+		l.gw.Run(route)
+		p.serve(t, p.in)
+		p.expect(t, p.bluePod, p.blue)
 		if c := l.counters(); len(c.RefusedOf) != 0 {
 			t.Fatalf("refused before anything: %v", c.RefusedOf)
 		}
-		const blueID, redID = "demo/ns-blue", "demo/ns-red"
 		counts := func(id string, why plan.Reason, n uint64) {
 			t.Helper()
 			var c kernel.Counters
@@ -40,45 +39,43 @@ func TestRefusedByTenant(t *testing.T) {
 				t.Errorf("%s of %s: %v, want %d", why, id, c.RefusedOf, n)
 			}
 		}
-		reset := nettest.TCP(netip.MustParseAddrPort(bluePod+":1234"), netip.MustParseAddrPort(server), 4, 1, 0)
-		for range 3 {
-			l.node1.Raw(bluePod).Send(netip.MustParseAddr("203.0.113.10"), unix.IPPROTO_TCP, reset)
+		to := netip.MustParseAddrPort(at(p.server, 7))
+		reset := func(pod string) {
+			l.node1.Raw(pod).Send(to.Addr(), unix.IPPROTO_TCP, nettest.TCP(netip.MustParseAddrPort(at(pod, 1234)), to, 4, 1, 0))
 		}
-		reset = nettest.TCP(netip.MustParseAddrPort("10.128.0.11:1234"), netip.MustParseAddrPort(server), 4, 1, 0)
-		l.node1.Raw("10.128.0.11").Send(netip.MustParseAddr("203.0.113.10"), unix.IPPROTO_TCP, reset)
+		for range 3 {
+			reset(p.bluePod)
+		}
+		reset(p.redPod)
 		counts(blueID, plan.RefusedInvalid, 3)
 		counts(redID, plan.RefusedInvalid, 1)
 
-		// Past both NICs; a connection that left untranslated before; the same
-		// over IPv6; a source that no pod network holds.
-		_ = l.node1.Seen("udp", bluePod, "203.0.113.99:7")
+		// Past both NICs; a connection that left untranslated before; a source that
+		// no pod network holds.
+		_ = l.node1.Seen("udp", p.bluePod, at(third, 7))
 		counts(blueID, plan.RefusedUntranslated, 1)
-		l.gw.Run("conntrack -I -p udp -t 300 -s 10.128.0.11 -d 203.0.113.10 --sport 5000 --dport 7")
-		l.node1.Raw("10.128.0.11").UDP(5000, netip.MustParseAddrPort(server))
+		l.gw.Run("conntrack -I -p udp -t 300 -s " + p.redPod + " -d " + p.server + " --sport 5000 --dport 7")
+		l.node1.Raw(p.redPod).UDP(5000, to)
 		counts(redID, plan.RefusedUntranslated, 1)
-		l.gw.Run("conntrack -I -p udp -t 300 -s fd01::10 -d 2001:db8::10 --sport 5000 --dport 7")
-		l.node1.Raw("fd01::10").UDP(5000, netip.MustParseAddrPort(server6))
-		counts(blueID, plan.RefusedUntranslated, 2)
-		l.pod(l.node1, "172.31.0.5", "192.168.99.14")
-		_ = l.node1.Seen("udp", "172.31.0.5", "203.0.113.99:7")
+		l.pod(l.node1, stranger, p.redGateway)
+		_ = l.node1.Seen("udp", stranger, at(third, 7))
 		counts(redID, plan.RefusedUnknown, 1)
 
 		// What the VM itself is asked for, at the gateway IP.
-		_ = l.node1.Seen("udp", bluePod, "192.168.99.13:7")
+		_ = l.node1.Seen("udp", p.bluePod, at(p.blueGateway, 7))
 		counts(blueID, plan.RefusedInput, 1)
 
 		// The same, and what comes from outside, at another tenant's egress IP; from
-		// outside also at a gateway IP, and over IPv6. Pings are answered.
-		_ = l.node1.Seen("udp", "10.128.0.11", blue+":7")
+		// outside also at a gateway IP. Pings are answered.
+		_ = l.node1.Seen("udp", p.redPod, at(p.blue, 7))
 		counts(redID, plan.RefusedInput, 1)
 		counts(blueID, plan.RefusedInput, 1)
-		outside, outside6 := l.ext.Raw("192.168.55.13"), l.ext.Raw("fd00:55::13")
-		outside.UDP(5000, netip.MustParseAddrPort(blue+":9"))
-		outside.UDP(5000, netip.MustParseAddrPort("192.168.99.14:9"))
-		outside6.UDP(5000, netip.MustParseAddrPort("["+blue6+"]:9"))
-		outside6.UDP(5000, netip.MustParseAddrPort("[fd00:99::13]:9"))
-		l.ext.Ping("192.168.55.13", blue)
-		counts(blueID, plan.RefusedOutside, 3)
+		outside := l.ext.Raw(p.outside)
+		outside.UDP(5000, netip.MustParseAddrPort(at(p.blue, 9)))
+		outside.UDP(5000, netip.MustParseAddrPort(at(p.blueGateway, 9)))
+		outside.UDP(5000, netip.MustParseAddrPort(at(p.redGateway, 9)))
+		l.ext.Ping(p.outside, p.blue)
+		counts(blueID, plan.RefusedOutside, 2)
 		counts(redID, plan.RefusedOutside, 1)
 
 		// All of it is in the sums too, and nothing else of these reasons.
@@ -90,16 +87,16 @@ func TestRefusedByTenant(t *testing.T) {
 		}
 
 		// The exit guard, by link, and by mark past the link.
-		l.gw.Run(backend + " -t nat -F EGW-S00; nft flush map inet egw-guard translate4")
-		_ = l.node1.Seen("udp", bluePod, server)
+		l.gw.Run(p.iptables + " -t nat -F EGW-S00; nft flush map inet egw-guard " + p.set("translate"))
+		_ = l.node1.Seen("udp", p.bluePod, to.String())
 		counts(blueID, plan.RefusedExit, 1)
-		l.serve(in)
-		long := l.dial(t, l.node1, "udp", "10.128.0.11")
-		if got, err := nettest.Ask(long); got != red {
+		l.serve(p.in)
+		long := p.dial(t, "udp", p.redPod)
+		if got, err := nettest.Ask(long); got != p.red {
 			t.Fatal(got, err)
 		}
-		l.stale(l.node1, "192.168.99.14")
-		l.gw.Run("nft flush set inet egw-guard owners4; nft flush set inet egw-guard stale4")
+		p.stale(p.redGateway)
+		l.gw.Run("nft flush set inet egw-guard " + p.set("owners") + "; nft flush set inet egw-guard " + p.set("stale"))
 		_, _ = nettest.Ask(long)
 		counts(redID, plan.RefusedExit, 1)
 		guards := uint64(0)
@@ -111,22 +108,23 @@ func TestRefusedByTenant(t *testing.T) {
 		if guards != 2 {
 			t.Errorf("the exit guard dropped %d packets, 2 of tenants: %v", guards, l.counters().Guards)
 		}
-		l.clean(blue, red)
+		p.clean(t)
 	})
 }
 
 // TestOutsideIsCountedForWhoHasTheAddress: an address that changes hands brings no
 // count with it.
 func TestOutsideIsCountedForWhoHasTheAddress(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		in := l.input()
-		l.serve(in)
-		l.ext.Raw("192.168.55.13").UDP(5000, netip.MustParseAddrPort(blue+":9"))
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		in := p.in
+		p.serve(t, in)
+		outside, to := l.ext.Raw(p.outside), netip.MustParseAddrPort(at(p.blue, 9))
+		outside.UDP(5000, to)
 		want := func(ofBlue, ofRed uint64) {
 			t.Helper()
 			got := func() [2]uint64 {
 				c := l.counters().RefusedOf
-				return [2]uint64{c["demo/ns-blue"]["from_outside"], c["demo/ns-red"]["from_outside"]}
+				return [2]uint64{c[blueID]["from_outside"], c[redID]["from_outside"]}
 			}
 			if !soon(func() bool { return got() == [2]uint64{ofBlue, ofRed} }) {
 				t.Errorf("counted %v, want %d and %d", got(), ofBlue, ofRed)
@@ -136,7 +134,7 @@ func TestOutsideIsCountedForWhoHasTheAddress(t *testing.T) {
 		in.Tenants[0].EgressIPs, in.Tenants[1].EgressIPs = in.Tenants[1].EgressIPs, in.Tenants[0].EgressIPs
 		l.serve(in)
 		want(1, 0)
-		l.ext.Raw("192.168.55.13").UDP(5000, netip.MustParseAddrPort(blue+":9"))
+		outside.UDP(5000, to)
 		want(1, 1)
 	})
 }
@@ -144,41 +142,34 @@ func TestOutsideIsCountedForWhoHasTheAddress(t *testing.T) {
 // TestCountsEndWithTheirTenant: who gets the number of a tenant that went finds
 // no count of that, whether it comes at once or later; the others keep theirs.
 func TestCountsEndWithTheirTenant(t *testing.T) {
-	eachBackend(t, func(t *testing.T, l *lab) {
-		in := l.input()
-		l.serve(in)
-		const redID = "demo/ns-red"
-		refuse := func() {
-			t.Helper()
-			for i, pod := range []string{"10.128.0.10", "10.128.0.11"} {
-				_ = l.node1.Seen("udp", pod, fmt.Sprintf("192.168.99.%d:7", 13+i))
-				l.node1.Run(fmt.Sprintf("ip route replace 203.0.113.10/32 via 192.168.99.%d", 13+i))
-				expect(t, l.node1, "192.168.99.21", []string{blue, red}[i])
-			}
+	eachFamily(t, func(t *testing.T, l *lab, p plane) {
+		in := p.in
+		p.serve(t, in)
+		for i, pod := range []string{p.bluePod, p.redPod} {
+			gateway := []string{p.blueGateway, p.redGateway}[i]
+			_ = l.node1.Seen("udp", pod, at(gateway, 7))
+			l.node1.Run(p.ip() + " route replace " + p.server + " via " + gateway)
+			p.expect(t, p.node1, []string{p.blue, p.red}[i])
 		}
-		refuse()
 		c := l.counters()
-		if c.NodeSources["demo/ns-blue"] != 2 || c.RefusedOf["demo/ns-blue"]["input_guard"] != 1 || c.NodeSources[redID] != 2 || c.RefusedOf[redID]["input_guard"] != 1 {
+		if c.NodeSources[blueID] != 2 || c.RefusedOf[blueID]["input_guard"] != 1 || c.NodeSources[redID] != 2 || c.RefusedOf[redID]["input_guard"] != 1 {
 			t.Fatalf("counted %v, %v", c.NodeSources, c.RefusedOf)
 		}
-		astray := func() int {
-			var list []plan.Stray
-			l.gw.Do(func() { list, _ = l.kernel.Strays(context.Background()) })
-			n := 0
-			for _, s := range list {
+		astray := func() (n int) {
+			for _, s := range l.counters().Strays {
 				if s.Number == 1 {
 					n++
 				}
 			}
 			return n
 		}
-		long := l.dial(t, l.node1, "udp", bluePod)
+		long := p.dial(t, "udp", p.bluePod)
 		_, _ = nettest.Ask(long)
-		l.stale(l.node1, "192.168.99.13")
-		if got, err := nettest.Ask(long); got != blue || astray() != 1 {
+		p.stale(p.blueGateway)
+		if got, err := nettest.Ask(long); got != p.blue || astray() != 1 {
 			t.Fatalf("a packet past the link: seen as %s, %v; %d astray", got, err, astray())
 		}
-		l.node1.Run("ip neigh del 192.168.99.13 dev eth0")
+		l.node1.Run("ip neigh del " + p.blueGateway + " dev eth0")
 		next := func(name string) {
 			t.Helper()
 			if n := astray(); n != 0 {
@@ -193,12 +184,13 @@ func TestCountsEndWithTheirTenant(t *testing.T) {
 				t.Errorf("red has lost its counts: %v, %v", c.NodeSources, c.RefusedOf)
 			}
 		}
+		gateways, egress := strings.TrimSuffix(p.blueGateway, "13"), strings.TrimSuffix(p.blue, "113")
 		// At once, in one pass.
-		in.Tenants[0] = numbered(1, "ns-green", "192.168.99.13", "192.168.55.115")
-		l.serve(in)
+		in.Tenants[0] = numbered(1, "ns-green", p.blueGateway, egress+"115")
+		p.serve(t, in)
 		next("ns-green")
 		l.node1.Run("ip neigh flush all")
-		_ = l.node1.Seen("udp", bluePod, "192.168.99.13:7")
+		_ = l.node1.Seen("udp", p.bluePod, at(p.blueGateway, 7))
 		if c := l.counters(); c.RefusedOf["demo/ns-green"]["input_guard"] != 1 {
 			t.Errorf("green is not counted: %v", c.RefusedOf)
 		}
@@ -206,18 +198,18 @@ func TestCountsEndWithTheirTenant(t *testing.T) {
 		in.Tenants = in.Tenants[1:]
 		l.serve(in)
 		l.open(strings.Split(t.Name(), "/")[1])
-		in.Tenants = append(in.Tenants, numbered(1, "ns-late", "192.168.99.15", "192.168.55.116"))
-		l.serve(in)
+		in.Tenants = append(in.Tenants, numbered(1, "ns-late", gateways+"15", egress+"116"))
+		p.serve(t, in)
 		next("ns-late")
 		// The link went, and the agent with it before it could do more.
-		_ = l.node1.Seen("udp", "192.168.99.21", "192.168.99.15:7")
+		_ = l.node1.Seen("udp", p.node1, at(gateways+"15", 7))
 		if c := l.counters(); c.RefusedOf["demo/ns-late"]["input_guard"] != 1 {
 			t.Fatalf("late is not counted: %v", c.RefusedOf)
 		}
 		l.gw.Run("ip link delete eg001")
 		in.Tenants = in.Tenants[:1]
 		l.serve(in)
-		in.Tenants = append(in.Tenants, numbered(1, "ns-last", "192.168.99.16", "192.168.55.117"))
+		in.Tenants = append(in.Tenants, numbered(1, "ns-last", gateways+"16", egress+"117"))
 		l.serve(in)
 		next("ns-last")
 	})
