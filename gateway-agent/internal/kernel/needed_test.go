@@ -175,8 +175,13 @@ func (p plane) guardCases(mgmt *nettest.Net, third, stranger string) []guardCase
 		return func(w onWire) bool { return w.src.String() == src }
 	}
 	pod := send(l.node1, p.bluePod, p.server)
-	raw, src, own := l.ext.Raw(p.outside), netip.MustParseAddr(p.bluePod), netip.MustParseAddr(p.own)
-	spoof := func() { raw.SendPacket(own, nettest.IP(src, own, p.icmp, nettest.ICMPEcho(src, own, nil))) }
+	raw, src := l.ext.Raw(p.outside), netip.MustParseAddr(p.bluePod)
+	spoof := func(to string, hops byte) func() {
+		dst := netip.MustParseAddr(to)
+		packet := nettest.Hops(nettest.IP(src, dst, p.icmp, nettest.ICMPEcho(src, dst, nil)), hops)
+		return func() { raw.SendPacket(netip.MustParseAddr(p.own), packet) }
+	}
+	answer := func(w onWire) bool { return w.protocol == p.icmp && w.dst == src }
 	past := func() { p.stale(p.blueGateway); pod() }
 	podSource, notOwned := p.rule("pod source"), p.rule("source not the tenant's")
 	const noForwardGuard = "IPTABLES -F EGW-FWD"
@@ -223,8 +228,9 @@ func (p plane) guardCases(mgmt *nettest.Net, third, stranger string) []guardCase
 		{name: "input guard, for a gateway IP from outside",
 			rules: []string{p.rule("gateway IP from outside")}, provoke: send(l.ext, p.outside, p.blueGateway), at: outside, wrong: func(w onWire) bool { return w.sport == 7 }},
 		{name: "input guard, for the VM's answers to a spoofed source",
-			rules: []string{p.rule("spoofed pod source")}, provoke: spoof, at: node1,
-			wrong: func(w onWire) bool { return w.src.String() == p.own && w.dst.String() == p.bluePod }},
+			rules: []string{p.rule("spoofed pod source"), p.rule("spoofed connection")}, provoke: spoof(p.own, 64), at: node1, wrong: answer},
+		{name: "spoofed sources, for what the VM says of packets that went too far",
+			rules: []string{p.rule("spoofed connection")}, provoke: spoof(p.server, 1), at: node1, wrong: answer},
 		{name: "input guard, for services of the VM at a gateway IP",
 			rules: []string{"tenant link"}, provoke: send(l.node1, p.bluePod, p.blueGateway), at: node1,
 			wrong: func(w onWire) bool { return w.sport == 7 && w.src.String() == p.blueGateway }},

@@ -41,6 +41,16 @@ func (p plane) scanPackets(src, dst netip.Addr) [][]byte {
 	return out
 }
 
+// opening are packets that open connections from src to dst.
+func (p plane) opening(src, dst netip.Addr) [][]byte {
+	from, to := netip.AddrPortFrom(src, 40001), netip.AddrPortFrom(dst, 7)
+	return [][]byte{
+		nettest.IP(src, dst, unix.IPPROTO_UDP, nettest.UDP(from, to, nil)),
+		nettest.IP(src, dst, unix.IPPROTO_TCP, nettest.TCP(from, to, 2, scanMark, 0)),
+		nettest.IP(src, dst, p.icmp, nettest.ICMPEcho(src, dst, nil)),
+	}
+}
+
 // TestScanFromOutside: whatever a host outside sends, from its own address or
 // one of the inside, reaches no pod, no node and no gateway IP, and is answered
 // by none. Without the guards it does.
@@ -107,8 +117,8 @@ func TestScanFromOutside(t *testing.T) {
 }
 
 // TestSpoofedPodSource: what comes from outside with the source of a pod is not
-// answered, whatever it is for: the answer would go to the pod. Without the
-// input guard it does.
+// answered, whatever it is for, nor told that it went too far: that would go to the
+// pod. Without the guards it does.
 func TestSpoofedPodSource(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *lab, p plane) {
 		p.echo(l.gw)
@@ -123,6 +133,9 @@ func TestSpoofedPodSource(t *testing.T) {
 				for _, dst := range targets {
 					for _, packet := range p.scanPackets(src, dst) {
 						raw.SendPacket(dst, packet)
+					}
+					for _, packet := range p.opening(src, dst) {
+						raw.SendPacket(dst, nettest.Hops(packet, 1))
 					}
 				}
 			}
@@ -141,13 +154,16 @@ func TestSpoofedPodSource(t *testing.T) {
 		for _, a := range answered() {
 			t.Error(a)
 		}
-		if n := l.counters().Guards[p.rule("spoofed pod source")].Packets; n == 0 {
-			t.Error("what the input guard dropped is not counted")
+		rules := []string{p.rule("spoofed connection"), p.rule("spoofed pod source")}
+		for _, r := range rules {
+			if l.counters().Guards[r].Packets == 0 {
+				t.Errorf("the rule %q dropped nothing", r)
+			}
 		}
-		l.without(t, guardCase{rules: []string{p.rule("spoofed pod source")}}, p.iptables)
+		l.without(t, guardCase{rules: rules}, p.iptables)
 		scan()
 		if len(answered()) == 0 {
-			t.Error("nothing was answered without the input guard: this test shows nothing")
+			t.Error("nothing was answered without the guards: this test shows nothing")
 		}
 	})
 }

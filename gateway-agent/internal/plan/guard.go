@@ -20,7 +20,7 @@ const (
 	GuardInside    = "exit-inside" // of the exit guard: from a tenant's link to elsewhere
 	GuardAstray    = "exit-astray" // of the exit guard: right, but not by the tenant's link
 	GuardInput     = "input"
-	GuardMark      = "fast-mark" // marks new connections, ahead of the tree of iptables
+	GuardMark      = "fast-mark" // marks new connections, ahead of the tree of iptables, and drops spoofed ones
 	GuardTranslate = "fast-snat" // translates them, ahead of the other tree
 	GuardWatch     = "watch"     // counts what is not as it should be
 	GuardStrays    = "strays"    // of watch: what came by the internal NIC itself
