@@ -205,6 +205,21 @@ func (d *differ) marksCome() {
 	}
 }
 
+// Translated returns the addresses that the maps translate to, by the numbers of
+// the tenants, IPv4 first.
+func (s State) Translated() map[int][]netip.Addr {
+	out := make(map[int][]netip.Addr)
+	for _, f := range tenant.Families() {
+		for e := range s.Guard.Sets[setName(mapTranslate, f)] {
+			if b := parseTranslate(e); b.ip.IsValid() {
+				n := NumberOf(s.MarkMask, b.mark)
+				out[n] = append(out[n], b.ip)
+			}
+		}
+	}
+	return out
+}
+
 // parseTranslate reads an element of such a map; of any other it is nothing.
 func parseTranslate(e string) binding {
 	mark, ip, _ := strings.Cut(e, " : ")

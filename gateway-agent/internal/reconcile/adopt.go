@@ -24,11 +24,11 @@ const adoptedCluster = "adopted-from-the-kernel"
 // IP does not run and is not adopted.
 func Adopt(have plan.State, host plan.Host, group string) Memory {
 	m := Memory{Clusters: map[string]Cluster{}}
-	sources := sourcesOf(have.Chains)
+	trees, maps := sourcesOf(have.Chains), have.Translated()
 	for _, name := range sortedKeys(have.Links) {
 		l := have.Links[name]
 		cluster, tenantName, _ := strings.Cut(l.Tenant, "/")
-		t := tenant.Tenant{Schema: tenant.Schema, Cluster: cluster, Name: tenantName, Group: group, EgressIPs: sources[l.Tenant]}
+		t := tenant.Tenant{Schema: tenant.Schema, Cluster: cluster, Name: tenantName, Group: group, EgressIPs: egressOf(trees[l.Tenant], maps[l.Number])}
 		for a := range have.Addrs {
 			if a.Dev == name {
 				t.GatewayIPs = append(t.GatewayIPs, a.IP)
@@ -50,7 +50,21 @@ func Adopt(have plan.State, host plan.Host, group string) Memory {
 	return m
 }
 
-// sourcesOf returns the egress IPs by TenantID, in the order of the record:
+// egressOf returns a tenant's egress IPs: of each family those of the trees, which
+// know several, else that of the maps, by which a new tenant is served before the
+// trees know it.
+func egressOf(trees, maps []netip.Addr) (out []netip.Addr) {
+	for _, f := range tenant.Families() {
+		if of := f.Addrs(trees); len(of) > 0 {
+			out = append(out, of...)
+		} else {
+			out = append(out, f.Addrs(maps)...)
+		}
+	}
+	return out
+}
+
+// sourcesOf returns the egress IPs of the trees by TenantID, in the order of the record:
 // the rules share the sources out by their low bits, in ascending order.
 func sourcesOf(chains map[plan.ChainID][]string) map[string][]netip.Addr {
 	type leaf struct{ bucket, egress netip.Addr }
