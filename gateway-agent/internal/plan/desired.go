@@ -22,8 +22,8 @@ func Desired(in Input) (State, []Problem) {
 		MarkMask:   in.Host.MarkMask,
 		Chains:     make(map[ChainID][]string),
 		Hooks:      make(map[ChainID][]Hook),
-		Links:      make(map[string]Link),
-		Addrs:      make(map[Addr]string),
+		Links:      make(map[string]Link, len(in.Tenants)),
+		Addrs:      make(map[Addr]string, 2*len(in.Tenants)),
 		Routes:     make(map[Route]bool),
 		Neighbours: newNeighbours(in.Host.Internal),
 		Guard:      Guard{Rules: guardRules(in.Host), Sets: make(map[string]GuardSet)},
@@ -288,17 +288,17 @@ func (b *builder) refuse(f tenant.Family, gateway netip.Addr, egress []netip.Add
 
 // serve adds what one family of a tenant needs, except its link.
 func (b *builder) serve(f tenant.Family, number int, id string, gateway netip.Addr, egress []netip.Addr) {
-	sets, mark := b.state.Guard.Sets, Mark(b.in.Host.MarkMask, number)
+	sets, mark, link := b.state.Guard.Sets, Mark(b.in.Host.MarkMask, number), LinkName(number)
 	b.claims[gateway] = "tenant " + id
 	sets[setName(mapGateways, f)][addressElement(gateway, mark)] = id
 	for _, a := range egress {
 		b.claims[a] = "tenant " + id
 		b.state.Addrs[Addr{Dev: b.in.Host.External, IP: a}] = id
 		sets[setName(mapEgress, f)][addressElement(a, mark)] = id
-		sets[setName(setOwners, f)][ownerElement(LinkName(number), mark, a)] = id
+		sets[setName(setOwners, f)][ownerElement(link, mark, a)] = id
 		sets[setName(setStale, f)][staleElement(mark, a)] = id
 	}
-	sets[setName(mapLinks, f)][linkElement(LinkName(number), mark)] = id
+	sets[setName(mapLinks, f)][linkElement(link, mark)] = id
 	if len(egress) == 1 {
 		sets[setName(mapTranslate, f)][translateElement(mark, egress[0])] = id
 	}

@@ -13,9 +13,7 @@ func (g Guard) empty() bool { return len(g.Rules) == 0 && len(g.Sets) == 0 }
 // Same compares everything but what the kernel counts, and which tenant an
 // element is for.
 func (g Guard) Same(o Guard) bool {
-	return g.sameShape(o) && maps.EqualFunc(g.Sets, o.Sets, func(a, b GuardSet) bool {
-		return len(a) == len(b) && !slices.ContainsFunc(sorted(a), func(e string) bool { _, there := b[e]; return !there })
-	})
+	return g.sameShape(o) && maps.EqualFunc(g.Sets, o.Sets, func(a, b GuardSet) bool { return sameKeys(a, b) })
 }
 
 // sameShape compares everything but the elements.

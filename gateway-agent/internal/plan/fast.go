@@ -40,12 +40,12 @@ func mapTypes() map[string]string {
 // isMap tells the maps among the sets: their elements are "key : value".
 func isMap(name string) bool { _, ok := mapTypes()[name]; return ok }
 
-func linkElement(link string, mark uint32) string { return fmt.Sprintf("%s : %#x", link, mark) }
+func linkElement(link string, mark uint32) string { return link + " : " + markText(mark) }
 
-func translateElement(mark uint32, ip netip.Addr) string { return fmt.Sprintf("%#x : %s", mark, ip) }
+func translateElement(mark uint32, ip netip.Addr) string { return markText(mark) + " : " + ip.String() }
 
 // addressElement tells whose an address is.
-func addressElement(ip netip.Addr, mark uint32) string { return fmt.Sprintf("%s : %#x", ip, mark) }
+func addressElement(ip netip.Addr, mark uint32) string { return ip.String() + " : " + markText(mark) }
 
 // keyOf is the key of an element of a map.
 func keyOf(element string) string {

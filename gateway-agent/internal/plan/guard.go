@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"egress-gateway.io/shared/tenant"
@@ -73,7 +74,7 @@ func GuardSetTypes() map[string]string {
 	return out
 }
 
-func setName(kind string, f tenant.Family) string { return fmt.Sprintf("%s%d", kind, f) }
+func setName(kind string, f tenant.Family) string { return kind + strconv.Itoa(int(f)) }
 
 // intervalSet tells the sets whose elements are prefixes.
 func intervalSet(name string) bool {
@@ -85,12 +86,15 @@ func intervalSet(name string) bool {
 // not pass: its pod belongs to that one now, whatever connection tracking
 // remembers of the pod's address.
 func ownerElement(link string, mark uint32, ip netip.Addr) string {
-	return fmt.Sprintf("%s . %s", link, staleElement(mark, ip))
+	return link + " . " + staleElement(mark, ip)
 }
 
 // staleElement lets those pass that come through the internal NIC itself, from a
 // node whose neighbour entry is stale.
-func staleElement(mark uint32, ip netip.Addr) string { return fmt.Sprintf("%#x . %s", mark, ip) }
+func staleElement(mark uint32, ip netip.Addr) string { return markText(mark) + " . " + ip.String() }
+
+// markText writes a mark as nft and iptables do.
+func markText(mark uint32) string { return "0x" + strconv.FormatUint(uint64(mark), 16) }
 
 // guardRules returns the rules of the guard. They name sets only, so that they
 // do not change with the tenants and the nodes.

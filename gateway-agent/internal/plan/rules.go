@@ -176,10 +176,9 @@ func (r ruleset) branch(root ChainID, digits, verb string, match func(depth int)
 	for depth := 1; depth <= 2; depth++ {
 		next := root
 		next.Name += digits[:depth]
-		jump := match(depth) + verb + next.Name
 		if _, ok := r.chains[next]; !ok {
 			r.chains[next] = nil
-			r.chains[at] = append(r.chains[at], jump)
+			r.chains[at] = append(r.chains[at], match(depth)+verb+next.Name)
 		}
 		at = next
 	}
