@@ -145,10 +145,9 @@ func carryFamily(now *rulesSeen, old rulesSeen, f tenant.Family) {
 
 // equal compares the rules, not the numbers.
 func (r rulesSeen) equal(o rulesSeen) bool {
-	same := func(a, b plan.GuardSet) bool { return maps.Equal(a, b) }
 	return maps.EqualFunc(r.chains, o.chains, slices.Equal[[]string]) && maps.EqualFunc(r.hooks, o.hooks, slices.Equal[[]plan.Hook]) &&
-		slices.Equal(r.guard.Rules, o.guard.Rules) && maps.EqualFunc(r.guard.Sets, o.guard.Sets, same) &&
-		r.neighbours.Shape == o.neighbours.Shape && maps.Equal(r.neighbours.MACs, o.neighbours.MACs)
+		r.guard.Same(o.guard) && r.neighbours.Shape == o.neighbours.Shape &&
+		maps.Equal(r.neighbours.MACs, o.neighbours.MACs)
 }
 
 // following carries out f, which takes steps to the kernel in so many
