@@ -222,3 +222,12 @@ func TestUnusableStateDirectory(t *testing.T) {
 		t.Errorf("%d %q", code, errout.String())
 	}
 }
+
+// What has broadcast copied is told by a word of its own.
+func TestReasonOfACheck(t *testing.T) {
+	for name, want := range map[string]string{kernel.CheckBroadcast: "BroadcastCopied", "default route": "Preflight"} {
+		if got := reason(kernel.Check{Name: name}); got != want {
+			t.Errorf("%s: %s, want %s", name, got, want)
+		}
+	}
+}

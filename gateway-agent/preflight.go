@@ -106,9 +106,17 @@ func (l *laterChecks) problems(ctx context.Context) []plan.Problem {
 		l.last, l.found = now, l.limits()
 		for _, check := range l.kernel.Preflight(ctx) {
 			if check.Name != checkSysctls {
-				l.found = append(l.found, plan.Problem{Reason: "Preflight", Message: check.String()})
+				l.found = append(l.found, plan.Problem{Reason: reason(check), Message: check.String()})
 			}
 		}
 	}
 	return l.found
+}
+
+// reason is the word for a check that fails while the daemon serves.
+func reason(c kernel.Check) string {
+	if c.Name == kernel.CheckBroadcast {
+		return "BroadcastCopied"
+	}
+	return "Preflight"
 }

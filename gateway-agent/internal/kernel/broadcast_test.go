@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/kernel/nettest"
 	"egress-gateway.io/gateway-agent/internal/plan"
 )
@@ -101,6 +102,80 @@ func TestBroadcastReachesNoOtherLink(t *testing.T) {
 		if n := got[netip.MustParseAddr(src)]; n != times {
 			t.Errorf("the VM's own NIC received %d of %d broadcasts of %s", n, times, src)
 		}
+	}
+}
+
+// TestCopiesOfBroadcastAreTold: one macvlan of somebody else on the internal NIC
+// brings the copies for all links back, also from a container. That is said, with
+// who does it where that can be seen, and only as long as it is so.
+func TestCopiesOfBroadcastAreTold(t *testing.T) {
+	l := newLab(t, "iptables-nft")
+	l.serve(l.many(40))
+	send := l.node1.Sender("eth0")
+	copied := func() int {
+		before := l.received()
+		for range 20 {
+			send(nettest.Datagram(nettest.Broadcast(), nodeMAC, "192.168.99.21", "255.255.255.255"))
+		}
+		n := 0
+		soon(func() bool {
+			n = 0
+			for name, frames := range l.received() {
+				n += frames - before[name]
+			}
+			return n >= 800
+		})
+		return n
+	}
+	told := func() string {
+		out := ""
+		l.gw.Do(func() {
+			for _, c := range l.kernel.Preflight(t.Context()) {
+				if !c.Partial || c.Name != kernel.CheckBroadcast {
+					t.Errorf("another check failed: %s", c)
+				}
+				out += c.String()
+			}
+		})
+		return out
+	}
+	container := nettest.New(t)
+	for _, c := range []struct {
+		name, do string
+		copied   int
+		told     []string // nil: nothing
+	}{
+		{"ours alone", "true", 0, nil},
+		{"a foreign one", "ip link add docker1 link enp1s0 type macvlan", 800, []string{"enp1s0", "docker1", "ip link set docker1 type macvlan bcqueuelen 0"}},
+		{"the remedy", "ip link set docker1 type macvlan bcqueuelen 0", 0, nil},
+		{"one in a container", "ip link add docker2 link enp1s0 type macvlan", 800, []string{"enp1s0", "another network namespace", "docker network ls"}},
+		{"on another NIC", "ip link add docker3 link enp7s0 type macvlan", 0, nil},
+		{"a foreign macvtap", "ip link add docker4 link enp1s0 type macvtap", 800, []string{"docker4"}},
+	} {
+		l.gw.Run(c.do)
+		switch c.name {
+		case "one in a container":
+			l.gw.Give("docker2", container)
+		case "on another NIC":
+			container.Run("ip link delete docker2")
+		}
+		if n := copied(); n != c.copied {
+			t.Errorf("%s: %d copies, want %d", c.name, n, c.copied)
+		}
+		said := told()
+		if c.told == nil && said != "" {
+			t.Errorf("%s: said %q", c.name, said)
+		}
+		for _, part := range c.told {
+			if !strings.Contains(said, part) {
+				t.Errorf("%s: %q does not say %q", c.name, said, part)
+			}
+		}
+	}
+	// A link of ours that takes copies is mended by the next pass.
+	l.gw.Run("ip link delete docker4; ip link set eg001 type macvlan bcqueuelen 1000")
+	if said := told(); said != "" {
+		t.Errorf("said of a link of ours: %q", said)
 	}
 }
 

@@ -94,6 +94,7 @@ func FuzzMessages(f *testing.F) {
 			read += unix.SizeofNlMsghdr + len(body)
 			parseRule(body)
 			parseSet(body)
+			queueUsed(body)
 			if parseLink(body); len(body) > 0 {
 				parseAddr(body, nil)
 			}

@@ -98,7 +98,7 @@ func parseLinkInfo(b []byte) (kind string, private, broadcast bool) {
 	if mode := find(data, unix.IFLA_MACVLAN_MODE); len(mode) >= 4 {
 		private = binary.NativeEndian.Uint32(mode) == nl.MACVLAN_MODE_PRIVATE
 	}
-	if queue := find(data, unix.IFLA_MACVLAN_BC_QUEUE_LEN); len(queue) >= 4 { // kernels before 5.10 do not tell
+	if queue := find(data, unix.IFLA_MACVLAN_BC_QUEUE_LEN); len(queue) >= 4 { // kernels before 5.11 do not tell
 		broadcast = binary.NativeEndian.Uint32(queue) != plan.BroadcastQueue
 	}
 	return kind, private, broadcast

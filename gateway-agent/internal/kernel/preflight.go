@@ -39,6 +39,7 @@ func (k *Kernel) Preflight(ctx context.Context) []Check {
 		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs", false},
 		{"default route", k.defaultRoute(tenant.IPv4), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped", false},
 		{"default route IPv6", k.defaultRoute6(ctx), "give the external interface an IPv6 default route: IPv6 packets of tenants go nowhere, or elsewhere, and are dropped", true},
+		k.broadcastCopied(ctx),
 		{"iptables", k.backend(ctx), "let the gateway use the same iptables as the host: set GATEWAY_IPTABLES=" + k.otherBackend(), false},
 		{"iptables lock", k.lockFile(xtablesLock), "give the process a writable " + xtablesLock + "; in a container add: -v " + xtablesLock + ":" + xtablesLock, false},
 		{"sysctls", k.sysctlsWritable(), "run as root; in a container add: -v /proc/sys/net:/host/proc/sys/net -e GATEWAY_SYSCTL_ROOT=/host/proc/sys", false},

@@ -116,6 +116,12 @@ func (n *Net) Sysctl(key, value string) {
 	}
 }
 
+// Give moves the NIC nic of n to other.
+func (n *Net) Give(nic string, other *Net) {
+	n.t.Helper()
+	n.Run(fmt.Sprintf("ip link set %s netns %d", nic, other.tid))
+}
+
 // Wire joins two namespaces by a cable between the NICs nic of n and otherNIC
 // of other; both are up.
 func (n *Net) Wire(nic string, other *Net, otherNIC string) {
