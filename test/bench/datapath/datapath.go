@@ -19,9 +19,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"egress-gateway.io/shared/tenant"
 )
@@ -43,6 +45,11 @@ const (
 
 // Metrics lists them in the order in which they are shown.
 func Metrics() []string { return []string{Established, NewUDP, TCP, Bulk} }
+
+// Aims are the ratios that our rules should reach with MaxTenants.
+func Aims() map[string]float64 {
+	return map[string]float64{Established: 0.77, NewUDP: 0.65, TCP: 0.88, Bulk: 0.95}
+}
 
 // Check says which of rules and metrics is unknown.
 func Check(rules, metrics []string) error {
@@ -81,6 +88,20 @@ type Options struct {
 	Agent    string // the gateway-agent binary
 	Dir      string // for the agents' state and logs
 	Log      io.Writer
+}
+
+// Backend says which iptables Options.Backend stands for, with its version: "1.8.9 (nf_tables)".
+func Backend(ctx context.Context, backend string) (string, error) {
+	program := "iptables"
+	if backend != "" {
+		program += "-" + backend
+	}
+	out, err := exec.CommandContext(ctx, program, "--version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s --version: %w", program, err)
+	}
+	_, version, _ := strings.Cut(strings.TrimSpace(string(out)), " v")
+	return version, nil
 }
 
 // Run measures. It needs root, and removes all that it made.

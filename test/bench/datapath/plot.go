@@ -20,8 +20,8 @@ import (
 )
 
 const (
-	width  = 26 * vg.Centimeter
-	height = 18 * vg.Centimeter
+	panelWidth  = 13 * vg.Centimeter
+	panelHeight = 9.5 * vg.Centimeter
 )
 
 // titles say what a panel shows.
@@ -34,26 +34,28 @@ func titles() map[string]string {
 	}
 }
 
-// Plot draws the rows as <base>.svg and <base>.png: a panel for each metric,
-// tenants on the x axis, and 1.0 for plain forwarding.
-func Plot(rows []Row, base string) error {
-	panels := make([][]*plot.Plot, 2)
-	for i, metric := range Metrics() {
-		p, err := panel(rows, metric, i == 0)
-		if err != nil {
-			return err
-		}
-		panels[i/2] = append(panels[i/2], p)
+// Plot draws the rows as <base>.svg and <base>.png, under a caption: a panel for
+// each metric that was measured, tenants on the x axis, 1.0 for plain forwarding.
+func Plot(rows []Row, base, caption string) error {
+	panels, err := arrange(rows)
+	if err != nil {
+		return err
 	}
-	svg, png := vgsvg.New(width, height), vgimg.PngCanvas{Canvas: vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(110))}
+	tiles := draw.Tiles{Rows: len(panels), Cols: len(panels[0]), PadX: vg.Centimeter, PadY: vg.Centimeter,
+		PadTop: 1.5 * vg.Centimeter, PadBottom: vg.Centimeter / 2, PadLeft: vg.Centimeter / 2, PadRight: vg.Centimeter / 2}
+	w, h := vg.Length(tiles.Cols)*panelWidth, vg.Length(tiles.Rows)*panelHeight
+	svg, png := vgsvg.New(w, h), vgimg.PngCanvas{Canvas: vgimg.NewWith(vgimg.UseWH(w, h), vgimg.UseDPI(110))}
 	for _, c := range []vg.CanvasSizer{svg, png} {
 		d := draw.New(c)
-		tiles := draw.Tiles{Rows: 2, Cols: 2, PadX: vg.Centimeter, PadY: vg.Centimeter,
-			PadTop: vg.Centimeter / 2, PadBottom: vg.Centimeter / 2, PadLeft: vg.Centimeter / 2, PadRight: vg.Centimeter / 2}
+		title := panels[0][0].Title.TextStyle
+		title.XAlign, title.YAlign = draw.XCenter, draw.YCenter
+		d.FillText(title, vg.Point{X: d.Center().X, Y: d.Max.Y - 0.7*vg.Centimeter}, caption)
 		canvases := plot.Align(panels, tiles, d)
 		for r := range panels {
 			for c, p := range panels[r] {
-				p.Draw(canvases[r][c])
+				if p != nil {
+					p.Draw(canvases[r][c])
+				}
 			}
 		}
 	}
@@ -61,6 +63,33 @@ func Plot(rows []Row, base string) error {
 		return err
 	}
 	return writeFile(base+".png", png.WriteTo)
+}
+
+// arrange draws the panels in rows of two; where the last one is alone, nil stands beside it.
+// The first has the legend.
+func arrange(rows []Row) ([][]*plot.Plot, error) {
+	var out [][]*plot.Plot
+	for _, metric := range Metrics() {
+		if !slices.ContainsFunc(rows, func(r Row) bool { return r.Metric == metric }) {
+			continue
+		}
+		p, err := panel(rows, metric, len(out) == 0)
+		if err != nil {
+			return nil, err
+		}
+		if last := len(out) - 1; last >= 0 && len(out[last]) == 1 {
+			out[last] = append(out[last], p)
+		} else {
+			out = append(out, []*plot.Plot{p})
+		}
+	}
+	switch n := len(out); {
+	case n == 0:
+		return nil, errors.New("nothing was measured that could be drawn")
+	case n > 1 && len(out[n-1]) == 1:
+		out[n-1] = append(out[n-1], nil)
+	}
+	return out, nil
 }
 
 func panel(rows []Row, metric string, legend bool) (*plot.Plot, error) {
@@ -75,14 +104,24 @@ func panel(rows []Row, metric string, legend bool) (*plot.Plot, error) {
 	p.Add(plotter.NewGrid())
 	first, last := span(rows)
 	p.X.Min, p.X.Max = first, last
-	one, err := plotter.NewLine(plotter.XYs{{X: first, Y: 1}, {X: last, Y: 1}})
-	if err != nil {
-		return nil, err
-	}
-	one.Color, one.Dashes = color.Gray{110}, []vg.Length{vg.Points(4), vg.Points(3)}
-	p.Add(one)
-	if legend {
-		p.Legend.Add("plain forwarding", one)
+	for _, l := range []struct {
+		name   string
+		at     float64
+		color  color.Color
+		dashes []vg.Length
+	}{
+		{"plain forwarding", 1, color.Gray{110}, []vg.Length{vg.Points(4), vg.Points(3)}},
+		{fmt.Sprintf("aim at %d tenants", MaxTenants), Aims()[metric], color.RGBA{0x1b, 0x6c, 0xa8, 0xff}, []vg.Length{vg.Points(1), vg.Points(3)}},
+	} {
+		line, err := plotter.NewLine(plotter.XYs{{X: first, Y: l.at}, {X: last, Y: l.at}})
+		if err != nil {
+			return nil, err
+		}
+		line.Color, line.Dashes = l.color, l.dashes
+		p.Add(line)
+		if legend {
+			p.Legend.Add(l.name, line)
+		}
 	}
 	for _, s := range []struct {
 		rules, name string
