@@ -112,9 +112,9 @@ func table(w io.Writer, rows []datapath.Row) error {
 		against := ""
 		if one, ok := find(rows, r.Rules, r.Metric, 1); ok && r.Tenants > 1 {
 			part := r.Ratio / one.Ratio
-			against = verdict(fmt.Sprintf("%.2f", part), r.Rules == datapath.Ours && part < ofOne)
+			against = verdict(fmt.Sprintf("%.3f", part), r.Rules == datapath.Ours && part < ofOne)
 		}
-		fmt.Fprintf(tab, "%s\t%d\t%s\t%.2f\t%.0f %s\t%.0f\t%s\t%s\n", r.Rules, r.Tenants, r.Metric, r.Ratio, r.Rate/scale, unit, r.Rate/r.Ratio/scale, aim, against)
+		fmt.Fprintf(tab, "%s\t%d\t%s\t%.3f\t%.0f %s\t%.0f\t%s\t%s\n", r.Rules, r.Tenants, r.Metric, r.Ratio, r.Rate/scale, unit, r.Rate/r.Ratio/scale, aim, against)
 	}
 	return tab.Flush()
 }

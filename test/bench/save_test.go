@@ -46,13 +46,13 @@ func TestTable(t *testing.T) {
 	}
 	for row, want := range map[string]string{
 		"RULES TENANTS METRIC":  "RATIO TO PLAIN PER CPU SECOND PLAIN AIM AGAINST 1 TENANT",
-		"ours 1 new_udp":        "0.80 800000000 flows 1000000000",
-		"ours 1000 new_udp":     "0.72 90000 flows 125000 0.90 MISSED",
-		"ours 4000 new_udp":     "0.72 90000 flows 125000 0.65 0.90 MISSED",
-		"ours 4000 tcp":         "0.80 800000000 connections 1000000000 0.88 MISSED 1.00",
-		"ours 4000 bulk":        "0.80 800 Mbit 1000 0.95 MISSED 1.00",
-		"linear 4000 new_udp":   "0.72 90000 flows 125000 0.90",
-		"ours 4000 established": "0.80 800000000 packets 1000000000 0.77 1.00",
+		"ours 1 new_udp":        "0.800 800000000 flows 1000000000",
+		"ours 1000 new_udp":     "0.720 90000 flows 125000 0.900 MISSED",
+		"ours 4000 new_udp":     "0.720 90000 flows 125000 0.65 0.900 MISSED",
+		"ours 4000 tcp":         "0.800 800000000 connections 1000000000 0.88 MISSED 1.000",
+		"ours 4000 bulk":        "0.800 800 Mbit 1000 0.95 MISSED 1.000",
+		"linear 4000 new_udp":   "0.720 90000 flows 125000 0.900",
+		"ours 4000 established": "0.800 800000000 packets 1000000000 0.77 1.000",
 	} {
 		if lines[row] != want {
 			t.Errorf("%s: %q, want %q", row, lines[row], want)
