@@ -166,21 +166,26 @@ func (l *lab) serve(in plan.Input) []plan.Step {
 
 func (l *lab) apply(steps []plan.Step) {
 	l.t.Helper()
-	ctx := context.Background()
+	ctx, failed := context.Background(), false
 	for _, run := range plan.Runs(steps) {
 		if run.Executor == plan.Kernel {
 			for rest := run.Steps; len(rest) > 0; { // goes on where somebody has changed a guard
 				var failures []kernel.Failure
 				l.gw.Do(func() { failures, rest = l.kernel.Apply(ctx, rest) })
 				for _, f := range failures {
+					failed = true
 					l.t.Errorf("apply: %v", f.Err)
 				}
 			}
 			continue
 		}
-		l.gw.Do(func() { l.flowSteps(ctx, run.Steps) })
+		var err error
+		if l.gw.Do(func() { err = l.flowSteps(ctx, run.Steps) }); err != nil {
+			failed = true
+			l.t.Error(err)
+		}
 	}
-	if l.t.Failed() {
+	if failed {
 		l.t.FailNow()
 	}
 }
@@ -197,7 +202,7 @@ func (l *lab) counters() kernel.Counters {
 	return c
 }
 
-func (l *lab) flowSteps(ctx context.Context, steps []plan.Step) {
+func (l *lab) flowSteps(ctx context.Context, steps []plan.Step) error {
 	var matches []flows.Match
 	for _, s := range steps {
 		switch s := s.(type) {
@@ -208,11 +213,10 @@ func (l *lab) flowSteps(ctx context.Context, steps []plan.Step) {
 		}
 	}
 	if len(matches) == 0 {
-		return
+		return nil
 	}
-	if _, err := l.flows.Delete(ctx, matches); err != nil {
-		l.t.Error(err)
-	}
+	_, err := l.flows.Delete(ctx, matches)
+	return err
 }
 
 // clean checks that nothing but the allowed sources and the gateway's own
