@@ -86,11 +86,11 @@ func (a addrInfo) ours(tenantLink bool) bool {
 // addAddr adds an address of ours. That it is there already is no error if it
 // is ours, as a step may be carried out twice.
 func (k *Kernel) addAddr(a plan.Addr) error {
-	req, err := k.addrRequest(a, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	index, err := k.linkIndex(a.Dev)
 	if err != nil {
-		return err
+		return fmt.Errorf("link %s: %w", a.Dev, err)
 	}
-	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	_, err = k.newAddr(a, index).Execute(unix.NETLINK_ROUTE, 0)
 	if errors.Is(err, unix.EEXIST) {
 		if own, look := k.ownAddr(a); look != nil || !own {
 			return errors.Join(fmt.Errorf("%s has the address %s already, and it is not the gateway's; remove it by hand", a.Dev, a.IP), look)
@@ -119,25 +119,22 @@ func (k *Kernel) ownAddr(a plan.Addr) (bool, error) {
 
 // delAddr removes an address; one that is gone is no error.
 func (k *Kernel) delAddr(a plan.Addr) error {
-	req, err := k.addrRequest(a, unix.RTM_DELADDR, unix.NLM_F_ACK)
+	index, err := k.linkIndex(a.Dev)
 	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("link %s: %w", a.Dev, err)
 	}
-	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	_, err = k.addrRequest(a, index, unix.RTM_DELADDR, unix.NLM_F_ACK).Execute(unix.NETLINK_ROUTE, 0)
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		return nil
 	}
 	return err
 }
 
-func (k *Kernel) addrRequest(a plan.Addr, kind, flags int) (*nl.NetlinkRequest, error) {
-	index, err := linkIndex(a.Dev)
-	if err != nil {
-		return nil, fmt.Errorf("link %s: %w", a.Dev, err)
-	}
+// addrRequest is a request about an address of the link with that index.
+func (k *Kernel) addrRequest(a plan.Addr, index, kind, flags int) *nl.NetlinkRequest {
 	req := k.request(kind, flags)
 	family := unix.AF_INET
 	if a.IP.Is6() {
@@ -149,9 +146,12 @@ func (k *Kernel) addrRequest(a plan.Addr, kind, flags int) (*nl.NetlinkRequest, 
 	ip := a.IP.AsSlice()
 	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip))
 	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, ip))
-	if kind != unix.RTM_NEWADDR {
-		return req, nil
-	}
+	return req
+}
+
+// newAddr is the request for an address of ours.
+func (k *Kernel) newAddr(a plan.Addr, index int) *nl.NetlinkRequest {
+	req := k.addrRequest(a, index, unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
 	req.AddData(nl.NewRtAttr(ifaProto, []byte{plan.Protocol}))
 	if a.IP.Is6() {
 		// Duplicate address detection would keep the address silent for seconds.
@@ -164,5 +164,5 @@ func (k *Kernel) addrRequest(a plan.Addr, kind, flags int) (*nl.NetlinkRequest, 
 	} else if _, tenantLink := plan.LinkNumber(a.Dev); !tenantLink {
 		req.AddData(nl.NewRtAttr(unix.IFA_LABEL, nl.ZeroTerminated(plan.AddrLabel(a.Dev))))
 	}
-	return req, nil
+	return req
 }

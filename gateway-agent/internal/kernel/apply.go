@@ -34,10 +34,7 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) (failures []Failu
 		if k.disturbed(ctx) {
 			return a.failures, steps
 		}
-		kind, n := batch(steps[0]), 1
-		for kind != kindOther && n < len(steps) && batch(steps[n]) == kind {
-			n++
-		}
+		kind, n := rowOf(steps)
 		row := a.still(steps[:n])
 		steps = steps[n:]
 		if len(row) == 0 {
@@ -55,6 +52,8 @@ func (k *Kernel) Apply(ctx context.Context, steps []plan.Step) (failures []Failu
 			a.rules(row)
 		case kindDelLink:
 			a.delLinks(row)
+		case kindRequest:
+			a.requests(row)
 		default:
 			a.fail(row[0], a.other(row[0]))
 		}
@@ -70,10 +69,25 @@ const (
 	kindGuard
 	kindRule
 	kindDelLink
+	kindRequest
 )
+
+// rowOf returns how many of the steps are carried out at once, and their kind.
+func rowOf(steps []plan.Step) (k kind, n int) {
+	k, n = batch(steps[0]), 1
+	if k == kindRequest {
+		return k, requestRow(steps)
+	}
+	for k != kindOther && n < len(steps) && batch(steps[n]) == k {
+		n++
+	}
+	return k, n
+}
 
 func batch(s plan.Step) kind {
 	switch {
+	case requestable(s):
+		return kindRequest
 	case plan.IsRule(s):
 		return kindRule
 	case plan.NFTLines(s) != nil:

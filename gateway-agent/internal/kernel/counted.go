@@ -98,7 +98,7 @@ func (a *applier) forgetCounts(l plan.Link) {
 	if len(a.counts[l.Number]) == 0 {
 		return
 	}
-	if _, err := linkIndex(l.Name); err == nil {
+	if _, err := a.k.linkIndex(l.Name); err == nil {
 		return // it is there, and is to be mended
 	}
 	for _, n := range a.counts[l.Number] {

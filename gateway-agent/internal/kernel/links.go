@@ -146,20 +146,14 @@ func ourLink(l linkInfo, names map[int]string) (plan.Link, bool) {
 // makeLink makes a link, which is down, or mends one that exists. A link that is
 // down counts as half-made after a crash.
 func (k *Kernel) makeLink(l plan.Link) error {
-	parent, err := linkIndex(l.Parent)
+	parent, err := k.linkIndex(l.Parent)
 	if err != nil {
 		return fmt.Errorf("parent %s: %w", l.Parent, err)
 	}
-	mac, err := net.ParseMAC(l.MAC)
+	req, err := k.newLink(l, parent)
 	if err != nil {
 		return err
 	}
-	req := k.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
-	req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(parent))))
-	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
-	req.AddData(macvlanInfo())
 	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
 	exists := errors.Is(err, unix.EEXIST)
 	if err != nil && !exists {
@@ -179,14 +173,34 @@ func (k *Kernel) makeLink(l plan.Link) error {
 	return nil
 }
 
+// newLink is the request for a link on the NIC with index parent.
+func (k *Kernel) newLink(l plan.Link, parent int) (*nl.NetlinkRequest, error) {
+	mac, err := net.ParseMAC(l.MAC)
+	if err != nil {
+		return nil, err
+	}
+	req := k.request(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL|unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.Name)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_LINK, nl.Uint32Attr(uint32(parent))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	req.AddData(macvlanInfo())
+	return req, nil
+}
+
 // raiseLink sets a link up, and names its tenant.
 func (k *Kernel) raiseLink(name, owner string) error {
-	req := k.setLink(name, unix.IFF_UP)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(owner)))
-	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+	if _, err := k.linkUp(name, owner).Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("set link up: %w", err)
 	}
 	return nil
+}
+
+// linkUp is the request for that.
+func (k *Kernel) linkUp(name, owner string) *nl.NetlinkRequest {
+	req := k.setLink(name, unix.IFF_UP)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(owner)))
+	return req
 }
 
 // setLink begins a request that changes a link and sets flags.
@@ -279,33 +293,28 @@ func (k *Kernel) delLinks(steps []plan.Step) error {
 }
 
 // linkIndex asks for one link by name. net.InterfaceByName would list them all.
-func linkIndex(name string) (int, error) {
-	req, err := askLink(name, unix.SIOCGIFINDEX)
+func (k *Kernel) linkIndex(name string) (int, error) {
+	req, err := k.askLink(name, unix.SIOCGIFINDEX)
 	if err != nil {
 		return 0, err
 	}
 	return int(req.Uint32()), nil
 }
 
-// linkUp tells whether a link is up.
-func linkUp(name string) (bool, error) {
-	req, err := askLink(name, unix.SIOCGIFFLAGS)
+// isUp tells whether a link is up.
+func (k *Kernel) isUp(name string) (bool, error) {
+	req, err := k.askLink(name, unix.SIOCGIFFLAGS)
 	if err != nil {
 		return false, err
 	}
 	return req.Uint16()&unix.IFF_UP != 0, nil
 }
 
-// askLink makes one request of netdevice(7).
-func askLink(name string, request uint) (*unix.Ifreq, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
+// askLink makes one request of netdevice(7), which any socket takes.
+func (k *Kernel) askLink(name string, request uint) (*unix.Ifreq, error) {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return nil, err
 	}
-	return req, unix.IoctlIfreq(fd, request, req)
+	return req, unix.IoctlIfreq(k.sockets[unix.NETLINK_ROUTE].Socket.GetFd(), request, req)
 }

@@ -34,8 +34,8 @@ func (c Check) String() string { return fmt.Sprintf("%s: %v; %s", c.Name, c.Err,
 func (k *Kernel) Preflight(ctx context.Context) []Check {
 	checks := []Check{
 		capabilities("/proc/self/status"),
-		{"internal interface", nicUp(k.host.Internal), "set GATEWAY_INTERNAL_INTERFACE to the NIC in the nodes' network, and set it up; in a container add: --network host", false},
-		{"external interface", nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up; in a container add: --network host", false},
+		{"internal interface", k.nicUp(k.host.Internal), "set GATEWAY_INTERNAL_INTERFACE to the NIC in the nodes' network, and set it up; in a container add: --network host", false},
+		{"external interface", k.nicUp(k.host.External), "set GATEWAY_EXTERNAL_INTERFACE to the NIC towards the outside, and set it up; in a container add: --network host", false},
 		{"interfaces", k.distinct(), "set GATEWAY_INTERNAL_INTERFACE and GATEWAY_EXTERNAL_INTERFACE to two different NICs", false},
 		{"default route", k.defaultRoute(tenant.IPv4), "let the default route leave through the external interface: tenants' packets would go elsewhere, and be dropped", false},
 		{"default route IPv6", k.defaultRoute6(ctx), "give the external interface an IPv6 default route: IPv6 packets of tenants go nowhere, or elsewhere, and are dropped", true},
@@ -85,8 +85,8 @@ func missingCapabilities(path string) ([]string, error) {
 	return missing, nil
 }
 
-func nicUp(name string) error {
-	if up, err := linkUp(name); err == nil {
+func (k *Kernel) nicUp(name string) error {
+	if up, err := k.isUp(name); err == nil {
 		if !up {
 			return fmt.Errorf("%s is down", name)
 		}
@@ -142,7 +142,7 @@ func (k *Kernel) defaultRoute(f tenant.Family) error {
 	if err != nil {
 		return err
 	}
-	external, err := linkIndex(k.host.External)
+	external, err := k.linkIndex(k.host.External)
 	if err != nil {
 		return nil // said by another check
 	}

@@ -96,13 +96,13 @@ func fromPrefix(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func route(r plan.Route) (*netlink.Route, error) {
+func (k *Kernel) route(r plan.Route) (*netlink.Route, error) {
 	out := &netlink.Route{Protocol: plan.Protocol, Dst: fromPrefix(r.Dst)}
 	if r.Via.IsValid() {
 		out.Gw = r.Via.AsSlice()
 	}
 	if r.Dev != "" {
-		index, err := linkIndex(r.Dev)
+		index, err := k.linkIndex(r.Dev)
 		if err != nil {
 			return nil, fmt.Errorf("link %s: %w", r.Dev, err)
 		}
@@ -112,7 +112,7 @@ func route(r plan.Route) (*netlink.Route, error) {
 }
 
 func (k *Kernel) setRoute(r plan.Route, replace bool) error {
-	nr, err := route(r)
+	nr, err := k.route(r)
 	if err != nil {
 		return err
 	}
@@ -131,7 +131,7 @@ func (k *Kernel) setRoute(r plan.Route, replace bool) error {
 
 // delRoute removes a route of ours; one that is gone is no error.
 func (k *Kernel) delRoute(r plan.Route) error {
-	nr, err := route(r)
+	nr, err := k.route(r)
 	if errors.Is(err, unix.ENODEV) {
 		return nil
 	}
