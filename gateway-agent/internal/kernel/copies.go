@@ -43,7 +43,7 @@ func (k *Kernel) broadcastCopied(ctx context.Context) Check {
 		case told && used == plan.BroadcastQueue:
 			return Check{}
 		}
-		askers, settled, err := queueAskers(k.host.Internal)
+		askers, settled, err := k.queueAskers(k.host.Internal)
 		switch {
 		case err != nil:
 			return failed(err)
@@ -75,8 +75,8 @@ func copies(nic string, told bool, askers []string) Check {
 
 // queueAskers returns the links of others that have nic take copies of broadcast.
 // It is settled once no link of ours does.
-func queueAskers(nic string) (askers []string, settled bool, err error) {
-	parent, err := linkIndex(nic)
+func (k *Kernel) queueAskers(nic string) (askers []string, settled bool, err error) {
+	parent, err := k.linkIndex(nic)
 	if err != nil {
 		return nil, false, err
 	}
