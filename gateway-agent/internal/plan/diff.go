@@ -34,11 +34,14 @@ import (
 //	links that come, still down          the NIC takes nothing for them; their
 //	                                     making takes its time, and needs no
 //	                                     answer to whether an address is free
-//	egress IPs that come
+//	egress IPs that come                 but see below for IPv6
 //	connections of egress IPs that go, then these
 //	links that go                        the kernel takes its time, 20 ms
-//	the way of neighbour requests to links, then these up and gateway IPs
-//	  that come, announcements
+//	the way of neighbour requests to links, then these up
+//	gateway IPs of IPv4 that come, announcements
+//	egress IPs of IPv6 of tenants that   a NIC takes 1 ms for each where it has
+//	  are new                            thousands, and IPv4 need not wait for that
+//	gateway IPs of IPv6 that come, announcements
 //	the trees' branches of tenants that      the maps serve these already
 //	  are new and have one address
 //	what is left of that way, of chains and exit guard
@@ -74,12 +77,14 @@ func diff(want, have State) []Step {
 	d.translateCome()
 	d.marksCome()
 	d.linksMade()
-	d.egressCome()
+	d.egressCome(false)
 	d.egressGo()
 	d.linksGone()
 	d.neighboursCome()
 	d.linksRise()
-	d.gatewaysCome()
+	d.gatewaysCome(tenant.IPv4)
+	d.egressCome(true)
+	d.gatewaysCome(tenant.IPv6)
 	d.treesCome()
 	d.neighboursGo()
 	d.chainsGo()
@@ -100,6 +105,8 @@ type differ struct {
 	owners map[uint32]string
 	// wantMark is the mark that an egress IP will belong to.
 	wantMark map[netip.Addr]uint32
+	// present are the addresses that any link or NIC has.
+	present map[netip.Addr]bool
 	// mid and hooks are the chains and hooks as the steps so far leave them, early
 	// the elements that are removed before rulesCome.
 	mid   map[ChainID][]string
@@ -128,6 +135,10 @@ func (d *differ) bindings() {
 	d.wantMark = make(map[netip.Addr]uint32, len(d.wantBound))
 	for b := range d.wantBound {
 		d.wantMark[b.ip] = b.mark
+	}
+	d.present = make(map[netip.Addr]bool, len(d.have.Addrs))
+	for a := range d.have.Addrs {
+		d.present[a.IP] = true
 	}
 }
 
@@ -228,13 +239,22 @@ func (d *differ) isLink(dev string) bool {
 	return have || want
 }
 
-func (d *differ) egressCome() {
+// egressCome adds the egress IPs that come, those that are late or the others.
+func (d *differ) egressCome(late bool) {
 	for _, a := range sortedFunc(d.want.Addrs, compareAddr) {
-		if _, ok := d.have.Addrs[a]; !ok && !d.isLink(a.Dev) {
+		if _, ok := d.have.Addrs[a]; !ok && !d.isLink(a.Dev) && d.late6(a) == late {
 			d.add(AddAddr{d.want.Addrs[a], a})
 			d.announce = append(d.announce, AnnounceAddr{d.want.Addrs[a], a.Dev, a.IP})
 		}
 	}
+}
+
+// late6 tells an IPv6 egress IP of a tenant whose link is still to come. For each
+// new address the kernel joins the groups of all others of the NIC anew, twice
+// (ipv6_mc_up), and for each link that comes up it looks at all routes, of which
+// each address is one (rt6_sync_up): both grow with the square of the tenants.
+func (d *differ) late6(a Addr) bool {
+	return a.IP.Is6() && !d.present[a.IP] && d.lacks(LinkName(NumberOf(d.mask, d.wantMark[a.IP])))
 }
 
 // egressGo ends the connections of an address before it goes: kept, they would
@@ -282,15 +302,18 @@ func (d *differ) lacks(name string) bool {
 	return !d.stays(name) || d.have.Links[name] != d.want.Links[name]
 }
 
-func (d *differ) gatewaysCome() {
+// gatewaysCome adds the gateway IPs of a family that come, and announces what has
+// come until then.
+func (d *differ) gatewaysCome(f tenant.Family) {
 	for _, a := range sortedFunc(d.want.Addrs, compareAddr) {
 		_, have := d.have.Addrs[a]
-		if d.isLink(a.Dev) && !(have && d.stays(a.Dev)) {
+		if tenant.FamilyOf(a.IP) == f && d.isLink(a.Dev) && !(have && d.stays(a.Dev)) {
 			d.add(AddAddr{d.want.Addrs[a], a})
 			d.announce = append(d.announce, AnnounceAddr{d.want.Addrs[a], a.Dev, a.IP})
 		}
 	}
 	d.add(d.announce...)
+	d.announce = nil
 }
 
 // boolOrder sorts false before true.

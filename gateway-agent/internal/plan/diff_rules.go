@@ -120,12 +120,8 @@ func isRoot(name string) bool { return name == chainMTree || name == chainSTree 
 // handOver ends the connections that others have on an address before a tenant
 // is bound to it. An address that is not there yet has none.
 func (d *differ) handOver() {
-	present := make(map[string]bool)
-	for a := range d.have.Addrs {
-		present[a.IP.String()] = true
-	}
 	for _, b := range slices.SortedFunc(maps.Keys(d.wantBound), compareBinding) {
-		if _, bound := d.haveBound[b]; !bound && present[b.ip.String()] {
+		if _, bound := d.haveBound[b]; !bound && d.present[b.ip] {
 			d.add(DeleteEgressFlows{d.wantBound[b], b.ip, b.mark, d.mask})
 		}
 	}

@@ -52,8 +52,8 @@ func (l *Loop) apply(ctx context.Context, steps []plan.Step, res *result) (distu
 
 // applyAsked is apply, while the network is asked whether somebody has one of the
 // addresses of ask: rules and guards do not wait for that. If somebody has, no
-// address is claimed, and it returns true: there is to be another plan, as there
-// is if apply stopped.
+// address is claimed and no link is up, and it returns true: there is to be
+// another plan, as there is if apply stopped.
 func (l *Loop) applyAsked(ctx context.Context, steps []plan.Step, ask []plan.Addr, res *result) (again bool) {
 	wait := l.probe(ctx, ask)
 	asked := make(map[netip.Addr]bool, len(ask))
@@ -61,6 +61,9 @@ func (l *Loop) applyAsked(ctx context.Context, steps []plan.Step, ask []plan.Add
 		asked[a.IP] = true
 	}
 	cut := slices.IndexFunc(steps, func(s plan.Step) bool {
+		if _, raises := s.(plan.RaiseLink); raises {
+			return len(asked) > 0
+		}
 		a, adds := s.(plan.AddAddr)
 		return adds && asked[a.Addr.IP]
 	})

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/shared/tenant"
 )
 
 // fakeProber is a network in which hosts have addresses.
@@ -119,8 +120,30 @@ func (k watchedKernel) Apply(ctx context.Context, steps []plan.Step) (failures [
 // TestLinksAreMadeWhileTheNetworkIsAsked: links are there before the answers, but
 // down, and stay down for an address that somebody has.
 func TestLinksAreMadeWhileTheNetworkIsAsked(t *testing.T) {
+	linksAreMadeWhileTheNetworkIsAsked(t, blueAndRed())
+}
+
+// TestLinksOfIPv6AreMadeWhileTheNetworkIsAsked: their egress IPs come after they
+// are up.
+func TestLinksOfIPv6AreMadeWhileTheNetworkIsAsked(t *testing.T) {
+	both := blueAndRed()
+	for name, r := range both {
+		for _, list := range [][]netip.Addr{r.GatewayIPs, r.EgressIPs} {
+			for i, a := range list {
+				four := a.As4()
+				list[i] = netip.AddrFrom16([16]byte{0: 0xfd, 14: four[2], 15: four[3]})
+			}
+		}
+		both[name] = r
+	}
+	linksAreMadeWhileTheNetworkIsAsked(t, both)
+}
+
+func linksAreMadeWhileTheNetworkIsAsked(t *testing.T, both map[string]tenant.Tenant) {
 	b := newBench(t)
-	egress := record("blue", 13).EgressIPs[0]
+	b.kernel.host.IPv6 = true
+	b.kernel.host.OnLink = append(b.kernel.host.OnLink, netip.MustParsePrefix("fd00::6300/120"))
+	egress := both["blue"].EgressIPs[0]
 	network := &slowNetwork{fakeProber{hosts: map[netip.Addr]string{egress: "02:00:00:00:00:66"}}, make(chan struct{})}
 	answered, made := false, 0
 	b.loop.Prober = network
@@ -137,7 +160,7 @@ func TestLinksAreMadeWhileTheNetworkIsAsked(t *testing.T) {
 			t.Errorf("%s, and its address is another host's", s)
 		}
 	}}
-	b.show(1, blueAndRed(), node("n1", 0))
+	b.show(1, both, node("n1", 0))
 	if _, ok := b.pass(); ok {
 		t.Error("no retry after a conflict")
 	}

@@ -36,7 +36,7 @@ const (
 
 // Programmed is what programming a gateway takes.
 type Programmed struct {
-	FromEmpty     time.Duration   // from the agent's start to the last tenant's first connection
+	FromEmpty     []time.Duration // from the agent's start to the last tenant's first connection, in each family
 	Asked         []time.Duration // one tenant more, from the record to the kernel, addresses asked for first as by default
 	Added, Gone   []time.Duration // one tenant more or less, without that
 	Pass          time.Duration   // a pass that reads everything and finds nothing to change, in the mean
@@ -70,10 +70,12 @@ func Program(ctx context.Context, o Options, tenants, samples int, nats string) 
 		return p, err
 	}
 	defer func() { err = errors.Join(err, a.stop()) }()
-	if err := t.firstConnection(ctx, g, a); err != nil {
-		return p, err
+	for _, f := range t.families {
+		if err := t.firstConnection(ctx, g.in(f), a); err != nil {
+			return p, err
+		}
+		p.FromEmpty = append(p.FromEmpty, time.Since(start))
 	}
-	p.FromEmpty = time.Since(start)
 	fmt.Fprintf(o.Log, "programming: %d tenants from an empty kernel: %s\n", tenants, p.FromEmpty)
 	if err := pause(ctx, 10*settle); err != nil { // addresses are announced meanwhile
 		return p, err
@@ -209,25 +211,20 @@ func (w *writer) sync(ctx context.Context, records []tenant.Tenant) error {
 	}
 }
 
-// firstConnection waits until a pod of the last tenant is served, in all its families.
+// firstConnection waits until a pod of the last tenant is served in g's family.
 func (t *topology) firstConnection(ctx context.Context, g gateway, a *agent) error {
-	if err := g.programmed(ctx, a, t.tenants); err != nil {
+	last := t.tenants - 1
+	// The agent makes a family's gateway IPs last, and this one after all others.
+	if err := g.until(ctx, a, g.gatewayIP(last), true); err != nil {
 		return err
 	}
-	last := t.tenants - 1
 	return namespace.Do(t.node, func() error {
-		for _, f := range t.families {
-			g := g.in(f)
-			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(g.pod(last), 0)), Timeout: patience * time.Millisecond}
-			c, err := d.Dial("tcp", netip.AddrPortFrom(g.destination(last), tcpPort).String())
-			if err != nil {
-				return err
-			}
-			if err := c.Close(); err != nil {
-				return err
-			}
+		d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(g.pod(last), 0)), Timeout: patience * time.Millisecond}
+		c, err := d.Dial("tcp", netip.AddrPortFrom(g.destination(last), tcpPort).String())
+		if err != nil {
+			return err
 		}
-		return nil
+		return c.Close()
 	})
 }
 
