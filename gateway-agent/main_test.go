@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -186,6 +187,16 @@ func TestStatusText(t *testing.T) {
 	broken.running, broken.Found = false, true
 	broken.counters.Strays = []plan.Stray{
 		{Pod: netip.MustParseAddr("10.128.0.10"), Number: 1, Packets: 5}, {Pod: netip.MustParseAddr("10.128.0.11"), Packets: 2},
+		{Pod: netip.MustParseAddr("10.128.0.12"), Packets: 3}, {Pod: netip.MustParseAddr("10.128.0.13"), Packets: 4},
+	}
+	others := func(_ context.Context, pods map[netip.Addr]bool) (map[netip.Addr]int, error) {
+		if len(pods) != 3 || pods[netip.MustParseAddr("10.128.0.10")] {
+			t.Errorf("asked whose these are: %v", pods)
+		}
+		return map[netip.Addr]int{netip.MustParseAddr("10.128.0.12"): 1, netip.MustParseAddr("10.128.0.13"): 2}, nil
+	}
+	if err := reconcile.Identify(t.Context(), broken.counters.Strays, others); err != nil {
+		t.Fatal(err)
 	}
 	broken.counters.NodeSources = map[string]uint64{"c1/ns-blue": 3}
 	broken.counters.RefusedOf = map[string]map[string]uint64{"c1/ns-blue": {"invalid": 4, "exit_guard": 1}}
@@ -195,6 +206,7 @@ func TestStatusText(t *testing.T) {
 	broken.state.Links["eg001"] = l
 	broken.preflight = []kernel.Check{{Name: "default route", Err: errors.New("it leaves through enp1s0, not enp7s0"), Remedy: "let it leave through the external interface"}}
 	golden(t, "broken.txt", textOf(t, newReport(c, broken)))
+	golden(t, "strays.json", jsonOf(t, newReport(c, broken).Strays))
 
 	golden(t, "empty.txt", textOf(t, newReport(c, sight{host: healthy.host, iptables: healthy.iptables})))
 }
@@ -204,11 +216,16 @@ func TestStatusJSON(t *testing.T) {
 	c := Config{Name: "gw1", Group: "g1", InternalInterface: "enp1s0", ExternalInterface: "enp7s0", MarkMask: 0xfff00000}
 	r := newReport(c, exampleSight())
 	r.Version = "v1.2.3"
-	b, err := json.MarshalIndent(r, "", "  ")
+	golden(t, "held.json", jsonOf(t, r))
+}
+
+func jsonOf(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	golden(t, "held.json", string(b)+"\n")
+	return string(b) + "\n"
 }
 
 func TestUnusableStateDirectory(t *testing.T) {

@@ -156,20 +156,23 @@ func readReport(ctx context.Context, c Config) (report, error) {
 	if seen.nats, err = embeddedProblem(c); err != nil {
 		return report{}, err
 	}
-	if seen.usage, err = readUsage(ctx, c); err != nil {
+	if err := seen.readFlows(ctx, c.MarkMask); err != nil {
 		return report{}, err
 	}
 	return newReport(c, seen), nil
 }
 
-// readUsage counts the connections.
-func readUsage(ctx context.Context, c Config) (reconcile.Usage, error) {
-	f, err := flows.Open()
+// readFlows counts the connections, and has them tell whose the strays are.
+func (s *sight) readFlows(ctx context.Context, mask uint32) error {
+	opened, err := flows.Open()
 	if err != nil {
-		return reconcile.Usage{}, err
+		return err
 	}
-	defer f.Close()
-	return portsAdapter{f}.Usage(ctx, c.MarkMask, flows.Ports)
+	defer opened.Close()
+	if s.usage, err = (portsAdapter{opened}).Usage(ctx, mask, flows.Ports); err != nil {
+		return err
+	}
+	return reconcile.Identify(ctx, s.counters.Strays, flowsAdapter{opened}.numbers(mask))
 }
 
 // sight is everything that a report is made from.

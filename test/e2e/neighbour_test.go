@@ -53,6 +53,13 @@ func TestStaleNeighbourEntry(t *testing.T) {
 	if m := stale.Condition("Programmed").Message; !strings.Contains(m, "node1") || strings.Contains(m, "node2") {
 		t.Errorf("the condition names the wrong node: %q", m)
 	}
+	// The gateway's status says the same, of what has no connection yet too.
+	out, err := w.GatewayCommand("status", "--output", "json")
+	if told := fmt.Sprint(out, err); !strings.Contains(told, `"node": "lab/node1",
+      "tenant": "lab/ns-blue"`) || strings.Contains(told, `"node": "lab/node1",
+      "packets"`) {
+		t.Errorf("status names other tenants, or none: %s", told)
+	}
 
 	w.must(w.HealNeighbour("node1", blue.GatewayIP()))
 	healed := time.Now()

@@ -101,7 +101,7 @@ func (s *Strays) look(ctx context.Context) error {
 	for i, stray := range list {
 		ids[i] = strayID{stray.Pod, stray.Number}
 	}
-	if err := s.identify(ctx, list); err != nil {
+	if err := Identify(ctx, list, s.Numbers); err != nil {
 		return err
 	}
 	memory, before := s.Snapshot().Memory, s.View()
@@ -155,8 +155,9 @@ func (m Memory) byNumber() map[int]Ref {
 	return out
 }
 
-// identify fills in the numbers that the strays' own connections do not tell.
-func (s *Strays) identify(ctx context.Context, list []plan.Stray) error {
+// Identify fills in the numbers that the strays' own connections do not tell, by
+// what numbers tells of their pods' others, as Strays.Numbers does.
+func Identify(ctx context.Context, list []plan.Stray, numbers func(context.Context, map[netip.Addr]bool) (map[netip.Addr]int, error)) error {
 	unknown := map[netip.Addr]bool{}
 	for _, stray := range list {
 		if stray.Number == 0 {
@@ -166,10 +167,10 @@ func (s *Strays) identify(ctx context.Context, list []plan.Stray) error {
 	if len(unknown) == 0 {
 		return nil
 	}
-	numbers, err := s.Numbers(ctx, unknown)
+	known, err := numbers(ctx, unknown)
 	for i, stray := range list {
 		if stray.Number == 0 {
-			list[i].Number = numbers[stray.Pod]
+			list[i].Number = known[stray.Pod]
 		}
 	}
 	return err
