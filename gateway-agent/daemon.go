@@ -128,12 +128,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	}
 	m, refused := newMetrics(), &older{}
 	conns := countedFlows{flowsAdapter{a.flows}, m.flushed}
-	checks := &laterChecks{kernel: k, every: checkEvery, log: log, load: func() (tenants, nodes int) {
-		for _, cluster := range a.loop.Snapshot().Memory.Clusters {
-			tenants, nodes = tenants+len(cluster.Tenants), nodes+len(cluster.Nodes)
-		}
-		return tenants, nodes
-	}}
+	checks := &laterChecks{kernel: k, every: checkEvery, log: log, load: func() (tenants, nodes int) { return loadOf(a.loop.Snapshot()) }}
 	a.ports = &reconcile.PortWatch{
 		Flows: portsAdapter{a.flows}, MarkMask: c.MarkMask, Ports: flows.Ports, Clock: time.Now, Log: log,
 		Snapshot: func() *reconcile.Snapshot { return a.loop.Snapshot() }, Changed: a.changed.Poke,

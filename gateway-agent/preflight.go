@@ -11,6 +11,7 @@ import (
 
 	"egress-gateway.io/gateway-agent/internal/kernel"
 	"egress-gateway.io/gateway-agent/internal/plan"
+	"egress-gateway.io/gateway-agent/internal/reconcile"
 )
 
 // checkSysctls is the check that may fail where all sysctls are right already:
@@ -76,6 +77,14 @@ type laterChecks struct {
 	load func() (tenants, nodes int)
 	log  *slog.Logger
 	said string // of limits that stay low
+}
+
+// loadOf counts the tenants and nodes of all clusters.
+func loadOf(s *reconcile.Snapshot) (tenants, nodes int) {
+	for _, cluster := range s.Memory.Clusters {
+		tenants, nodes = tenants+len(cluster.Tenants), nodes+len(cluster.Nodes)
+	}
+	return tenants, nodes
 }
 
 // limits raises what can be raised, says once what can not, and returns what

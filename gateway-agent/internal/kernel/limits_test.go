@@ -44,7 +44,8 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	write(neighbours+"2", "99999") // somebody set it higher
-	k, err := kernel.New(newLab(t, "iptables-nft").host, kernel.Options{SysctlRoot: root})
+	l := newLab(t, "iptables-nft")
+	k, err := kernel.New(l.host, kernel.Options{SysctlRoot: root})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,8 +94,15 @@ func TestLimits(t *testing.T) {
 	write("net/netfilter/nf_conntrack_count", "3200000")
 	write(buckets, "262144")
 	full("buckets of connection tracking")
+	write(buckets, "1048576")
+	for _, neighbour := range []string{"192.168.99.200", "fd00:99::200"} {
+		l.gw.Run("ip neigh add " + neighbour + " lladdr 02:aa:00:00:00:21 dev enp1s0 nud permanent")
+	}
+	write("net/ipv4/neigh/default/gc_thresh3", "1")
+	full("neighbours IPv4")
+	write("net/ipv6/neigh/default/gc_thresh3", "1")
+	full("neighbours IPv4neighbours IPv6")
 
-	l := newLab(t, "iptables-nft")
 	var low []kernel.Limit
 	l.gw.Do(func() { low = l.kernel.RaiseLimits(4000, 500) })
 	if len(low) == 0 {
