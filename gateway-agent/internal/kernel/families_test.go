@@ -181,3 +181,8 @@ func (p plane) rule(what string) string { return fmt.Sprintf("%s %s", what, p.fa
 
 // set names the set or map of the guard that is for p's family.
 func (p plane) set(kind string) string { return fmt.Sprintf("%s%d", kind, p.family) }
+
+// lan is an address of the nodes' network that no node has.
+func (p plane) lan() string {
+	return map[tenant.Family]string{tenant.IPv4: "192.168.99.77", tenant.IPv6: "fd00:99::77"}[p.family]
+}

@@ -117,15 +117,16 @@ func TestScanFromOutside(t *testing.T) {
 }
 
 // TestSpoofedPodSource: what comes from outside with the source of a pod is not
-// answered, whatever it is for, nor told that it went too far: that would go to the
+// passed on or answered, whatever it is for, nor told that it went too far: that would go to the
 // pod. Without the guards it does.
 func TestSpoofedPodSource(t *testing.T) {
 	eachFamily(t, func(t *testing.T, l *lab, p plane) {
 		p.echo(l.gw)
+		l.node2.Run("ip address add " + p.lan() + map[tenant.Family]string{tenant.IPv4: "/18 dev eth0", tenant.IPv6: "/64 dev eth0 nodad"}[p.family])
 		p.serve(t, p.in)
 		stranger := map[tenant.Family]string{tenant.IPv4: "10.129.0.5", tenant.IPv6: "fd01:0:0:9::5"}[p.family]
 		spoofed := addrs(p.bluePod, p.redPod, stranger)
-		targets := addrs(p.own, p.vm, p.blue, p.red, p.blueGateway, p.bluePod, p.node2, p.server)
+		targets := addrs(p.own, p.vm, p.blue, p.red, p.blueGateway, p.bluePod, p.node2, p.lan(), p.server)
 		records := []*nettest.Recording{p.record(l.node1, "eth0"), p.record(l.node2, "eth0"), p.record(l.ext, "eth0")}
 		raw := l.ext.Raw(p.outside)
 		scan := func() {
@@ -143,8 +144,8 @@ func TestSpoofedPodSource(t *testing.T) {
 		answered := func() (out []string) {
 			for _, r := range records {
 				for _, b := range r.Packets() {
-					if w := read(b); slices.Contains(spoofed, w.dst) {
-						out = append(out, fmt.Sprintf("%s answered %s (protocol %d, port %d)", w.src, w.dst, w.protocol, w.sport))
+					if w := read(b); slices.Contains(spoofed, w.dst) || slices.Contains(spoofed, w.src) {
+						out = append(out, fmt.Sprintf("from %s to %s (protocol %d, port %d)", w.src, w.dst, w.protocol, w.sport))
 					}
 				}
 			}
