@@ -28,10 +28,11 @@ type result struct {
 	// which are in Excused.
 	Longest time.Duration
 	Excused map[string]time.Duration
-	// Lost and Sent are packets of these flows, SlowestTCP the longest time
-	// that one of their connections kept an answer waiting.
-	Lost, Sent int
-	SlowestTCP time.Duration
+	// Lost and Sent are packets of these flows; LostByAgents those of Lost that no
+	// such hand explains. SlowestTCP is the longest time that one of their
+	// connections kept an answer waiting.
+	Lost, LostByAgents, Sent int
+	SlowestTCP               time.Duration
 }
 
 func (r result) good() bool { return r.Wrong == 0 && len(r.Faults) == 0 }
@@ -83,6 +84,7 @@ func (w *world) judgeFlow(f longFlow, r *result) {
 			r.Excused[why] = max(r.Excused[why], o.Duration())
 			continue
 		}
+		r.LostByAgents += o.Lost
 		r.Longest = max(r.Longest, o.Duration())
 		w.say("%s was interrupted at %.1f s for %s", f.name, o.From.Sub(w.began).Seconds(), o.Duration().Round(time.Millisecond))
 	}
@@ -103,7 +105,8 @@ func (r result) print(out io.Writer) {
 	for _, what := range slices.Sorted(maps.Keys(r.Counts)) {
 		fmt.Fprintf(out, "  %5d  %s\n", r.Counts[what], what)
 	}
-	fmt.Fprintf(out, "long flows of tenants that nobody touched: %d of %d UDP packets lost, all told; slowest answer over TCP %s\n", r.Lost, r.Sent, r.SlowestTCP.Round(time.Millisecond))
+	fmt.Fprintf(out, "long flows of tenants that nobody touched: %d of %d UDP packets lost by the agents' own actions (aim 0), %d all told; slowest answer over TCP %s\n",
+		r.LostByAgents, r.Sent, r.Lost, r.SlowestTCP.Round(time.Millisecond))
 	for _, why := range slices.Sorted(maps.Keys(r.Excused)) {
 		fmt.Fprintf(out, "  interrupted for up to %s by a hand that deleted %s: not counted\n", r.Excused[why].Round(time.Millisecond), why)
 	}

@@ -38,7 +38,12 @@ type FlowResult struct {
 
 // Outage is a time in which a flow was interrupted: packet after packet was lost
 // or refused.
-type Outage struct{ From, To time.Time }
+type Outage struct {
+	From, To time.Time
+	// Lost are the packets in it that were sent and never answered. What the
+	// kernel of the sender refused, because of an ICMP error, is not among them.
+	Lost int
+}
 
 // Duration is how long it lasted.
 func (o Outage) Duration() time.Duration { return o.To.Sub(o.From) }
@@ -243,13 +248,14 @@ func outages(lost, failed map[uint64]time.Time, interval time.Duration) []Outage
 	var out []Outage
 	var last uint64
 	for i, n := range slices.Sorted(maps.Keys(all)) {
-		end := all[n].Add(interval)
-		if i > 0 && n == last+1 {
-			out[len(out)-1].To = end
-		} else {
-			out = append(out, Outage{all[n], end})
+		if i == 0 || n != last+1 {
+			out = append(out, Outage{From: all[n]})
 		}
-		last = n
+		o := &out[len(out)-1]
+		o.To, last = all[n].Add(interval), n
+		if _, sent := lost[n]; sent {
+			o.Lost++
+		}
 	}
 	return out
 }
