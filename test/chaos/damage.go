@@ -3,11 +3,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // damage is something that a hand does to the gateway.
@@ -38,6 +40,20 @@ const (
 	listGuard = "nft --stateless --terse list table inet egw-guard"
 	listChain = "nft --stateless list chain inet egw-guard "
 )
+
+// holdGuardsOpen empties the chains that refuse what is not translated, before and
+// behind NAT, every 20 ms until end. Either would do without the other.
+func (w *world) holdGuardsOpen(end context.Context) error {
+	const flush = "nft flush chain inet egw-guard exit; iptables -w -F EGW-OUT; ip6tables -w -F EGW-OUT"
+	for end.Err() == nil {
+		w.count("the guards are taken away")
+		if out, err := w.RunInGateway("sh", "-ec", flush); err != nil {
+			return fmt.Errorf("take the guards away: %w: %s", err, out)
+		}
+		pause(end, 20*time.Millisecond)
+	}
+	return nil
+}
 
 func (g *gatewayDriver) guardTable() (damage, error) {
 	return damage{what: "the nftables guard, whole", command: "nft delete table inet egw-guard", show: listGuard}, nil

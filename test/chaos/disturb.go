@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -32,6 +33,8 @@ type driver struct {
 	list     []disturbance
 }
 
+const byHand = "something is deleted by hand"
+
 // disturb runs one driver for the cluster and one for the gateway, side by side.
 // Within each of them there is one thing broken at a time.
 func (w *world) disturb(ctx context.Context) error {
@@ -50,15 +53,21 @@ func (w *world) disturb(ctx context.Context) error {
 	g.list = []disturbance{
 		{"gateway-agent is killed", 10, g.killAgent},
 		{"neighbour entries go stale and heal", 12, g.stale},
-		{"something is deleted by hand", 14, g.damage},
+		{byHand, 14, g.damage},
 		{"NATS is away", 2, g.killNATS},
+	}
+	if w.opts.WithoutGuards { // which are not healed meanwhile
+		g.list = slices.DeleteFunc(g.list, func(d disturbance) bool { return d.name == byHand })
 	}
 	end, cancel := context.WithTimeout(ctx, w.opts.Duration)
 	defer cancel()
-	both, ctx := errgroup.WithContext(ctx)
-	both.Go(func() error { return errors.Join(c.drive(ctx, end), c.restore(ctx)) })
-	both.Go(func() error { return g.drive(ctx, end) })
-	return both.Wait()
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return errors.Join(c.drive(ctx, end), c.restore(ctx)) })
+	all.Go(func() error { return g.drive(ctx, end) })
+	if w.opts.WithoutGuards {
+		all.Go(func() error { return w.holdGuardsOpen(end) })
+	}
+	return all.Wait()
 }
 
 // drive works until end. What it has begun it completes, so that nothing is

@@ -11,7 +11,8 @@
 //
 //	chaos: N packets checked, W wrong, longest interruption M ms, seed S
 //
-// and the exit code is 0 only if W is 0 and all else that was checked held.
+// and the exit code is 0 only if W is 0 and all else that was checked held; with
+// -without-guards only if W is not 0.
 package main
 
 import (
@@ -39,9 +40,10 @@ func run() int {
 	flag.DurationVar(&o.Duration, "duration", fullDuration, "how long there are disturbances")
 	flag.Uint64Var(&o.Seed, "seed", 0, "what the disturbances are drawn from; 0 takes one from the clock")
 	flag.IntVar(&o.Tenants, "tenants", fullTenants, "how many tenants there are, 20 to 500")
+	flag.BoolVar(&o.WithoutGuards, "without-guards", false, "take the guards away all the while: packets leave with wrong sources, and W above 0 is what is wanted")
 	flag.StringVar(&o.Root, "root", ".", "the checkout")
 	flag.Usage = func() {
-		fmt.Fprintf(flag.CommandLine.Output(), "usage: chaos [-duration 10m] [-seed N] [-tenants N] [-root DIR]\n\nNeeds root; see make chaos.\n\n")
+		fmt.Fprintf(flag.CommandLine.Output(), "usage: chaos [-duration 10m] [-seed N] [-tenants N] [-without-guards] [-root DIR]\n\nNeeds root; see make chaos.\n\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()

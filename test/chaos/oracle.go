@@ -151,7 +151,10 @@ type voice struct {
 	is6    bool
 }
 
-const keptExamples = 20
+const (
+	keptExamples  = 20
+	neverATenants = "a source that was never any tenant's"
+)
 
 // judge checks every packet against the history.
 func judge(r *recorder, h history, name func(int) string) verdict {
@@ -179,7 +182,7 @@ func judge(r *recorder, h history, name func(int) string) verdict {
 		why := ""
 		switch {
 		case len(h.byAddr[src]) == 0:
-			why = "a source that was never any tenant's"
+			why = neverATenants
 		case rec.tenant < 0 && !h.anyone(src, at):
 			why = "a packet of no known tenant, with an address that is no one's then"
 		case rec.tenant >= 0:
