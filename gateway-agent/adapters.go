@@ -7,8 +7,6 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -203,55 +201,22 @@ type busFigures struct {
 	*bus.Follower
 }
 
-// viewer makes the loop's views of the follower's. It is not safe for concurrent
-// use.
-type viewer struct {
-	follower *bus.Follower
-	last     map[string]reconcile.View
-}
-
-// views returns the confirmed views: a follower returns no others. They hold
-// until the next call, which goes on with them.
-func (w *viewer) views() map[string]reconcile.View {
+// viewsOf returns the confirmed views: a follower returns no others.
+func viewsOf(f *bus.Follower) map[string]reconcile.View {
 	out := map[string]reconcile.View{}
-	for cluster, v := range w.follower.Views() {
-		out[cluster] = nextView(w.last[cluster], v)
+	for cluster, v := range f.Views() {
+		out[cluster] = viewOf(v)
 	}
-	w.last = out
 	return out
-}
-
-// nextView makes a view of v. If last was made of the one before v, it is
-// changed where v differs.
-func nextView(last reconcile.View, v bus.View) reconcile.View {
-	switch {
-	case last.Serial != 0 && last.Serial == v.Serial:
-		return last
-	case last.Serial == 0 || last.Serial != v.Before:
-		return viewOf(v)
-	}
-	last.Serial, last.Before, last.Changed, last.Generation = v.Serial, v.Before, v.Changed, v.Ready.Generation
-	for _, name := range v.Changed {
-		at, there := slices.BinarySearchFunc(v.Tenants, name, func(t tenant.Tenant, name string) int { return strings.Compare(t.Name, name) })
-		if there {
-			last.Tenants[name] = v.Tenants[at]
-		} else {
-			delete(last.Tenants, name)
-		}
-	}
-	return last
 }
 
 func viewOf(v bus.View) reconcile.View {
 	view := reconcile.View{
 		Confirmed: true, Generation: v.Ready.Generation, Network: v.Network,
 		Serial: v.Serial, Before: v.Before, Changed: v.Changed,
-		Tenants: make(map[string]tenant.Tenant, len(v.Tenants)),
+		Tenants: v.Tenants,
 		Nodes:   make(map[string]tenant.Node, len(v.Nodes)),
 		Bad:     make(map[tenant.Key]error, len(v.Problems)),
-	}
-	for _, t := range v.Tenants {
-		view.Tenants[t.Name] = t
 	}
 	for _, n := range v.Nodes {
 		view.Nodes[n.Name] = n

@@ -144,7 +144,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 	options := reconcile.Options{
 		Gateway: c.Name, Group: c.Group, Resync: c.Resync, Clock: time.Now, Log: log,
 		Store: store, Kernel: kernelAdapter{k}, Flows: conns, Announcer: a.announcer, Audit: auditAdapter{a.audit},
-		Views: (&viewer{follower: a.follower}).views,
+		Views: func() map[string]reconcile.View { return viewsOf(a.follower) },
 		Trouble: func() []plan.Problem {
 			return slices.Concat(checks.problems(ctx), a.embedded.problems(), a.strays.Problems(), a.claims.Problems(), troubleOf(a.follower), a.ports.View().Problems)
 		},

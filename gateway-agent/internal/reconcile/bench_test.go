@@ -63,9 +63,17 @@ func (b *bench) start() {
 func (b *bench) show(generation int64, tenants map[string]tenant.Tenant, nodes ...tenant.Node) {
 	before, v := b.views["c1"], view(generation, tenants, nodes...)
 	if v.Serial = before.Serial + 1; maps.EqualFunc(before.Nodes, v.Nodes, sameNode) {
-		v.Before, v.Changed = before.Serial, sortedKeys(differing(before.Tenants, tenants, sameTenant))
+		v.Before, v.Changed = before.Serial, sortedKeys(differing(byName(before.Tenants), tenants, sameTenant))
 	}
 	b.views = map[string]View{"c1": v}
+}
+
+func byName(list []tenant.Tenant) map[string]tenant.Tenant {
+	out := map[string]tenant.Tenant{}
+	for _, t := range list {
+		out[t.Name] = t
+	}
+	return out
 }
 
 // pass makes a pass and returns the steps that it applied to the kernel.

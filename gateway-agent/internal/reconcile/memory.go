@@ -75,8 +75,8 @@ func compareRefs(a, b Ref) int {
 	return cmp.Or(cmp.Compare(a.Cluster, b.Cluster), cmp.Compare(a.Name, b.Name))
 }
 
-// View is what the bus shows of one cluster at a moment. What it holds is not to
-// be kept: the next call of Options.Views may change it.
+// View is what the bus shows of one cluster at a moment. What it holds is shared,
+// and never changed.
 type View struct {
 	// Serial names this view of the cluster among all that the process has seen,
 	// and Before the one from which it differs in nothing but Ready and the
@@ -88,11 +88,20 @@ type View struct {
 	// of this incarnation of the bucket. All else is only valid if it is set.
 	Confirmed  bool
 	Generation int64
-	Tenants    map[string]tenant.Tenant // tombstones included
+	Tenants    []tenant.Tenant // sorted by name, tombstones included
 	Nodes      map[string]tenant.Node
 	Network    *tenant.Network
 	// Bad holds the records that could not be decoded, with the reason.
 	Bad map[tenant.Key]error
+}
+
+// tenant returns the record of this name, if the view shows one.
+func (v View) tenant(name string) (tenant.Tenant, bool) {
+	at, shown := slices.BinarySearchFunc(v.Tenants, name, func(t tenant.Tenant, name string) int { return strings.Compare(t.Name, name) })
+	if !shown {
+		return tenant.Tenant{}, false
+	}
+	return v.Tenants[at], true
 }
 
 // Refs returns all tenants, sorted.

@@ -103,14 +103,14 @@ func (m *Merged) mergeCluster(cluster string, before Cluster, v View, group stri
 	if after.Tenants == nil {
 		after.Tenants = map[string]Entry{}
 	}
-	for name, t := range v.Tenants {
-		old := before.Tenants[name]
+	for _, t := range v.Tenants {
+		old := before.Tenants[t.Name]
 		serve, gone := judge(old, t, group)
 		if gone != "" {
-			m.remove(after, Ref{cluster, name}, gone)
+			m.remove(after, Ref{cluster, t.Name}, gone)
 		}
 		if serve {
-			after.Tenants[name] = old.follow(t)
+			after.Tenants[t.Name] = old.follow(t)
 		}
 	}
 	for key, err := range v.Bad {
@@ -167,7 +167,7 @@ func (m *Merged) keepBad(before Cluster, key tenant.Key, err error, stale map[Re
 func (m *Merged) dropMissing(cluster string, before, after Cluster, v View) {
 	var missing []Ref
 	for name := range before.Tenants {
-		_, shown := v.Tenants[name]
+		_, shown := v.tenant(name)
 		_, bad := v.Bad[tenant.TenantKey(cluster, name)]
 		if !shown && !bad {
 			missing = append(missing, Ref{cluster, name})

@@ -55,8 +55,15 @@ func remember(generation int64, tenants map[string]tenant.Tenant, nodes ...tenan
 	return Memory{Clusters: map[string]Cluster{"c1": c}}
 }
 
+func inOrder(tenants map[string]tenant.Tenant) (out []tenant.Tenant) {
+	for _, name := range sortedKeys(tenants) {
+		out = append(out, tenants[name])
+	}
+	return out
+}
+
 func view(generation int64, tenants map[string]tenant.Tenant, nodes ...tenant.Node) View {
-	v := View{Confirmed: true, Generation: generation, Tenants: tenants, Nodes: map[string]tenant.Node{}}
+	v := View{Confirmed: true, Generation: generation, Tenants: inOrder(tenants), Nodes: map[string]tenant.Node{}}
 	for _, n := range nodes {
 		v.Nodes[n.Name] = n
 	}
@@ -268,7 +275,7 @@ func TestMergeClustersDoNotMix(t *testing.T) {
 	other.Cluster = "c2"
 	prev := remember(5, map[string]tenant.Tenant{"blue": blue})
 	m := Merge(prev, map[string]View{
-		"c2": {Confirmed: true, Generation: 1, Tenants: map[string]tenant.Tenant{"blue": other}},
+		"c2": {Confirmed: true, Generation: 1, Tenants: []tenant.Tenant{other}},
 	}, "g1", nil)
 	if diff := cmp.Diff([]Ref{{"c1", "blue"}, {"c2", "blue"}}, m.Memory.Refs()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

@@ -62,7 +62,7 @@ func mergeChange(prev Memory, cluster string, v View, group string) (d *delta, o
 	cd := &clusterDelta{Generation: v.Generation, Network: before.Network, Tenants: make(map[string]*Entry, len(v.Changed))}
 	d = &delta{Clusters: map[string]*clusterDelta{cluster: cd}, Departing: slices.Clone(prev.Departing)}
 	for _, name := range v.Changed {
-		t, shown := v.Tenants[name]
+		t, shown := v.tenant(name)
 		if !shown {
 			return nil, false // whether it goes depends on how many do
 		}
