@@ -69,12 +69,14 @@ func (l *lab) cameFrom(tenant string) int {
 // with real connections: blue is warned before, what fails is counted, and
 // nobody else, nor blue elsewhere, notices.
 func TestPortExhaustion(t *testing.T) {
-	for _, f := range tenant.Families() {
-		t.Run(f.String(), func(t *testing.T) {
-			l := newLab(t, "iptables-nft")
-			l.pods()
-			exhaust(t, l, l.plane("iptables-nft", f))
-		})
+	for _, backend := range backends(t) {
+		for _, f := range tenant.Families() {
+			t.Run(backend+"/"+f.String(), func(t *testing.T) { // one after the other: packets must not get lost
+				l := newLab(t, backend)
+				l.pods()
+				exhaust(t, l, l.plane(backend, f))
+			})
+		}
 	}
 }
 
