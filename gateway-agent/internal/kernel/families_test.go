@@ -101,7 +101,10 @@ func (p plane) record(n *nettest.Net, nic string) *nettest.Recording {
 }
 
 // stale points node1's neighbour entry for a gateway IP to the MAC of enp1s0.
-func (p plane) stale(gateway string) { p.l.stale(p.l.node1, gateway) }
+func (p plane) stale(gateway string) {
+	mac := strings.TrimSpace(p.l.gw.Run("ip -o link show enp1s0 | sed 's/.*ether //; s/ .*//'"))
+	p.l.node1.Run("ip neigh replace " + gateway + " lladdr " + mac + " dev eth0 nud permanent")
+}
 
 // ip is the command for the family.
 func (p plane) ip() string {

@@ -120,7 +120,7 @@ func TestForwardGuardIsBackFirst(t *testing.T) {
 		in := l.dual(iptables)
 		l.serve(in)
 		before := forwardGuard(l.observe())
-		stop := l.traffic()
+		stop := l.trafficTo(server, bluePod, "10.128.0.11")
 		defer stop()
 		l.gw.Run(iptables + " -F; ip6" + iptables[2:] + " -F; ip route flush proto 97; nft delete table netdev egw-neigh; sysctl -qw net.ipv4.conf.all.arp_ignore=0")
 		in.Tenants = append(in.Tenants[1:], l.many(200).Tenants[2:]...)

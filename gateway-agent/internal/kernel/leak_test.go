@@ -17,18 +17,8 @@ import (
 	"egress-gateway.io/shared/tenant"
 )
 
-// stale points a node's neighbour entry for a gateway IP to the MAC of enp1s0.
-func (l *lab) stale(n *nettest.Net, gateway string) {
-	mac := strings.TrimSpace(l.gw.Run("ip -o link show enp1s0 | sed 's/.*ether //; s/ .*//'"))
-	n.Run("ip neigh replace " + gateway + " lladdr " + mac + " dev eth0 nud permanent")
-}
-
-// traffic sends from both pods of node1 until the returned function is called:
-// new UDP flows, and one long UDP and TCP flow each.
-func (l *lab) traffic() (stop func()) {
-	return l.trafficTo(server, "10.128.0.10", "10.128.0.11")
-}
-
+// trafficTo sends from pods of node1 until the returned function is called: new
+// UDP flows, and one long UDP and TCP flow each.
 func (l *lab) trafficTo(server string, pods ...string) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -53,16 +43,6 @@ func (l *lab) trafficTo(server string, pods ...string) (stop func()) {
 		}
 	}
 	return func() { cancel(); wg.Wait() }
-}
-
-func (l *lab) dial(t *testing.T, n *nettest.Net, network, pod string) net.Conn {
-	t.Helper()
-	c, err := n.Dial(network, pod, server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
 }
 
 // TestLockedInFlows: hole (a). Connections that left untranslated before the

@@ -95,7 +95,7 @@ func TestUpgradeUnderTraffic(t *testing.T) {
 		l.serve(l.input())
 		l.asBefore(iptables)
 		expect(t, l.node1, bluePod, blue)
-		long := l.dial(t, l.node1, "udp", bluePod)
+		long := l.dialTo(t, "udp", bluePod, server)
 		ctx, cancel := context.WithCancel(context.Background())
 		var wg sync.WaitGroup
 		asked, fresh := 0, 0
