@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -98,15 +97,16 @@ type agent struct {
 	strays    *reconcile.Strays
 	claims    *reconcile.Claims
 	server    *daemon.Server
+	heap      *heap
 
-	changed, sweep, report, tidy *daemon.Trigger
-	stopping                     atomic.Bool
+	changed, sweep, report *daemon.Trigger
+	stopping               atomic.Bool
 }
 
 // newAgent opens what the daemon needs. If it fails, the process ends, and what
 // was opened ends with it.
 func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.Store, k *kernel.Kernel) (*agent, error) {
-	a := &agent{config: c, log: log, kernel: k, changed: daemon.NewTrigger(), sweep: daemon.NewTrigger(), report: daemon.NewTrigger(), tidy: daemon.NewTrigger()}
+	a := &agent{config: c, log: log, kernel: k, changed: daemon.NewTrigger(), sweep: daemon.NewTrigger(), report: daemon.NewTrigger(), heap: newHeap()}
 	var err error
 	if a.flows, err = flows.Open(); err != nil {
 		return nil, fmt.Errorf("connection tracking: %w", err)
@@ -152,9 +152,7 @@ func newAgent(ctx context.Context, c Config, log *slog.Logger, store *reconcile.
 		Sweep:  a.sweep.Poke,
 		OnPass: func(p reconcile.Pass) {
 			m.observe(p)
-			if p.Kind == reconcile.PassWhole {
-				a.tidy.Poke()
-			}
+			a.heap.passed(p)
 			refused.look(a.loop.Snapshot().Problems)
 			a.report.Poke()
 		},
@@ -248,8 +246,7 @@ func (a *agent) run(ctx context.Context) error {
 
 	g, _ := daemon.NewGroup(ctx)
 	g.Go("loop", func(ctx context.Context) error { return a.loop.Run(ctx, a.changed.C()) })
-	// A whole pass leaves tens of MiB behind; the next change is not to meet their collection.
-	g.Go("memory", onEach(a.tidy.C(), debug.FreeOSMemory))
+	g.Go("memory", onEach(a.heap.due.C(), a.heap.tidy))
 	g.Go("notices", func(ctx context.Context) error { return a.kernel.Watch(ctx, a.changed.Poke) })
 	g.Go("rules", func(ctx context.Context) error { return a.kernel.WatchRules(ctx, a.changed.Poke) })
 	g.Go("follower", a.follower.Run)

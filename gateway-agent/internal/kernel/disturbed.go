@@ -69,7 +69,7 @@ func (k *Kernel) disturbed(ctx context.Context) bool {
 // guardsStand compares the guards with what the last look, and the steps since,
 // have left: the table of nftables, and the chains of iptables' filter table.
 func (k *Kernel) guardsStand(ctx context.Context) (bool, error) {
-	guard, err := k.readGuard()
+	guard, err := k.readGuard(ctx)
 	if err != nil {
 		return false, err
 	}

@@ -72,11 +72,11 @@ func (k *Kernel) startRules(ctx context.Context, afresh, neighbours bool) *rules
 func (k *Kernel) finishRules(ctx context.Context, l *rulesLook) (same bool, err error) {
 	now := k.seen
 	if !l.known && ctx.Err() == nil {
-		now.guard, err = k.readGuard()
+		now.guard, err = k.readGuard(ctx)
 	}
 	if l.neighbours && ctx.Err() == nil {
 		var failed error
-		now.neighbours, failed = k.readNeighbours()
+		now.neighbours, failed = k.readNeighbours(ctx)
 		err = errors.Join(err, failed)
 	}
 	if len(l.save) > 0 {

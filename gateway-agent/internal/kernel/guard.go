@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -16,9 +17,9 @@ import (
 // the guard is made anew.
 const odd = "!"
 
-// readGuard reads the guard.
-func (k *Kernel) readGuard() (plan.Guard, error) {
-	return atOnce(k, func() (plan.Guard, error) {
+// readGuard reads the guard. If ctx ends it gives up soon.
+func (k *Kernel) readGuard(ctx context.Context) (plan.Guard, error) {
+	return atOnce(ctx, k, func() (plan.Guard, error) {
 		g, l := plan.Guard{Sets: make(map[string]plan.GuardSet)}, nftList{k.lists, guardTable()}
 		rules, err := l.rules()
 		if err != nil {
@@ -30,7 +31,7 @@ func (k *Kernel) readGuard() (plan.Guard, error) {
 		sets, _, err := l.sets()
 		for _, s := range sets {
 			set, plain, failed := k.readGuardSet(l, s)
-			if failed != nil {
+			if failed = errors.Join(failed, ctx.Err()); failed != nil {
 				return g, failed
 			}
 			g.Sets[s.name] = set

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"strings"
@@ -16,8 +17,8 @@ const ethernet = 6
 
 // readNeighbours reads the table that leads neighbour requests to links. What is
 // not as plans make it gives a shape that no plan has.
-func (k *Kernel) readNeighbours() (plan.Neighbours, error) {
-	return atOnce(k, func() (plan.Neighbours, error) {
+func (k *Kernel) readNeighbours(ctx context.Context) (plan.Neighbours, error) {
+	return atOnce(ctx, k, func() (plan.Neighbours, error) {
 		n, l := plan.Neighbours{MACs: make(map[netip.Addr]string, len(k.seen.neighbours.MACs))}, nftList{k.lists, neighbourTable()}
 		sets, exists, err := l.sets()
 		if err != nil || !exists {

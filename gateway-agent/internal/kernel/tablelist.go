@@ -4,6 +4,7 @@ package kernel
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -191,14 +192,14 @@ func text(b []byte) string {
 
 // atOnce reads from nftables what belongs together: again, if a transaction came
 // between, but not for ever.
-func atOnce[T any](k *Kernel, read func() (T, error)) (out T, err error) {
+func atOnce[T any](ctx context.Context, k *Kernel, read func() (T, error)) (out T, err error) {
 	const attempts = 10
 	for i := 1; ; i++ {
 		before, unknown := k.rulesGeneration()
 		out, err = read()
 		after, unknown2 := k.rulesGeneration()
 		changed := errors.Is(err, netlink.ErrDumpInterrupted) || unknown == nil && unknown2 == nil && before != after
-		if !changed || i == attempts {
+		if !changed || i == attempts || ctx.Err() != nil {
 			break
 		}
 	}
