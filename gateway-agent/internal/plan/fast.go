@@ -70,15 +70,17 @@ func (g *guardBuilder) fast() {
 		proto := fmt.Sprintf("meta nfproto ipv%d ", f)
 		g.add(GuardMark, "a tenant's link "+f.String(), proto+"meta mark 0 ct mark 0",
 			"meta mark set iifname map @"+setName(mapLinks, f)+" ct mark set meta mark accept")
-		// Behind what tenants' connections leave by. Here, and not with the rest of the
-		// forward guard: the kernel tells a source that its packet has no hops left, or
-		// is too big, before it asks that.
-		g.add(GuardMark, "spoofed connection "+f.String(), "iifname "+g.ext+" "+ipWord(f)+" saddr @"+setName(setPods, f), "counter drop")
 		saddr := ipWord(f) + " saddr "
 		g.add(GuardTranslate, "node source "+f.String(), saddr+"@"+setName(setNodes, f)+" "+g.link,
 			"update @"+setNodeSources+" { "+g.mark+" counter }")
 		g.add(GuardTranslate, "a tenant's address "+f.String(), proto+"oifname "+g.ext,
 			fmt.Sprintf("snat %s to %s map @%s", ipWord(f), g.packetMark, setName(mapTranslate, f)))
+	}
+	// Behind what tenants' connections leave by. Here, and not with the rest of the
+	// forward guard: the kernel tells a source that its packet has no hops left, or
+	// is too big, before it asks that.
+	for _, f := range tenant.Families() {
+		g.add(GuardMark, "spoofed connection "+f.String(), "iifname "+g.ext+" "+ipWord(f)+" saddr @"+setName(setPods, f), "counter drop")
 	}
 }
 
