@@ -42,7 +42,7 @@ const (
 )
 
 // holdGuardsOpen empties the chains that refuse what is not translated, before and
-// behind NAT, every 20 ms until end. Either would do without the other.
+// behind NAT, again and again until end. Either would do without the other.
 func (w *world) holdGuardsOpen(end context.Context) error {
 	const flush = "nft flush chain inet egw-guard exit; iptables -w -F EGW-OUT; ip6tables -w -F EGW-OUT"
 	for end.Err() == nil {
