@@ -254,14 +254,23 @@ func TestFromOutside(t *testing.T) {
 		l.ext.Run(p.ip() + " address add " + spoofed + " dev lo")
 		p.serve(t, p.in)
 		for _, to := range []string{p.bluePod, p.node1, p.blueGateway, p.blue} {
+			var wg sync.WaitGroup
 			for _, from := range []string{p.outside, netip.MustParsePrefix(spoofed).Addr().String()} {
-				if got := l.ext.Seen("udp", from, at(to, 7)); !strings.Contains(got, "timeout") {
-					t.Errorf("UDP from %s to %s: %s", from, to, got)
+				c, err := l.ext.Dial("udp", from, at(to, 7))
+				if err != nil {
+					t.Fatal(err)
 				}
+				wg.Go(func() {
+					defer c.Close()
+					if got, err := nettest.Ask(c); err == nil || !strings.Contains(err.Error(), "timeout") {
+						t.Errorf("UDP from %s to %s: %s, %v", from, to, got, err)
+					}
+				})
 			}
 			if got := l.ext.Seen("tcp", p.outside, at(to, 7)); !strings.Contains(got, "timeout") {
 				t.Errorf("TCP to %s: %s", to, got)
 			}
+			wg.Wait()
 		}
 		l.ext.Ping(p.outside, p.blue)
 		l.node1.Ping(p.bluePod, p.blueGateway)

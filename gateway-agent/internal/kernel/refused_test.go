@@ -43,6 +43,7 @@ func TestRefusedByTenant(t *testing.T) {
 		reset := func(pod string) {
 			l.node1.Raw(pod).Send(to.Addr(), unix.IPPROTO_TCP, nettest.TCP(netip.MustParseAddrPort(at(pod, 1234)), to, 4, 1, 0))
 		}
+		send := func(pod, to string) { l.node1.Raw(pod).UDP(5001, netip.MustParseAddrPort(to)) }
 		for range 3 {
 			reset(p.bluePod)
 		}
@@ -52,22 +53,22 @@ func TestRefusedByTenant(t *testing.T) {
 
 		// Past both NICs; a connection that left untranslated before; a source that
 		// no pod network holds.
-		_ = l.node1.Seen("udp", p.bluePod, at(third, 7))
+		send(p.bluePod, at(third, 7))
 		counts(blueID, plan.RefusedUntranslated, 1)
 		l.gw.Run("conntrack -I -p udp -t 300 -s " + p.redPod + " -d " + p.server + " --sport 5000 --dport 7")
 		l.node1.Raw(p.redPod).UDP(5000, to)
 		counts(redID, plan.RefusedUntranslated, 1)
 		l.pod(l.node1, stranger, p.redGateway)
-		_ = l.node1.Seen("udp", stranger, at(third, 7))
+		send(stranger, at(third, 7))
 		counts(redID, plan.RefusedUnknown, 1)
 
 		// What the VM itself is asked for, at the gateway IP.
-		_ = l.node1.Seen("udp", p.bluePod, at(p.blueGateway, 7))
+		send(p.bluePod, at(p.blueGateway, 7))
 		counts(blueID, plan.RefusedInput, 1)
 
 		// The same, and what comes from outside, at another tenant's egress IP; from
 		// outside also at a gateway IP. Pings are answered.
-		_ = l.node1.Seen("udp", p.redPod, at(p.blue, 7))
+		send(p.redPod, at(p.blue, 7))
 		counts(redID, plan.RefusedInput, 1)
 		counts(blueID, plan.RefusedInput, 1)
 		outside := l.ext.Raw(p.outside)
@@ -88,7 +89,7 @@ func TestRefusedByTenant(t *testing.T) {
 
 		// The exit guard, by link, and by mark past the link.
 		l.gw.Run(p.iptables + " -t nat -F EGW-S00; nft flush map inet egw-guard " + p.set("translate"))
-		_ = l.node1.Seen("udp", p.bluePod, to.String())
+		send(p.bluePod, to.String())
 		counts(blueID, plan.RefusedExit, 1)
 		l.serve(p.in)
 		long := p.dial(t, "udp", p.redPod)
