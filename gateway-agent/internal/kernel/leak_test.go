@@ -253,9 +253,10 @@ func TestFromOutside(t *testing.T) {
 		spoofed := map[tenant.Family]string{tenant.IPv4: "10.129.0.5/32", tenant.IPv6: "fd01:0:0:9::5/128"}[p.family]
 		l.ext.Run(p.ip() + " address add " + spoofed + " dev lo")
 		p.serve(t, p.in)
+		inside, sources := p.record(l.node1, "eth0"), []string{p.outside, netip.MustParsePrefix(spoofed).Addr().String()}
 		for _, to := range []string{p.bluePod, p.node1, p.blueGateway, p.blue} {
 			var wg sync.WaitGroup
-			for _, from := range []string{p.outside, netip.MustParsePrefix(spoofed).Addr().String()} {
+			for _, from := range sources {
 				c, err := l.ext.Dial("udp", from, at(to, 7))
 				if err != nil {
 					t.Fatal(err)
@@ -271,6 +272,11 @@ func TestFromOutside(t *testing.T) {
 				t.Errorf("TCP to %s: %s", to, got)
 			}
 			wg.Wait()
+		}
+		for _, b := range inside.Packets() {
+			if w := read(b); slices.Contains(sources, w.src.String()) {
+				t.Errorf("a packet of %s arrived inside, for %s", w.src, w.dst)
+			}
 		}
 		l.ext.Ping(p.outside, p.blue)
 		l.node1.Ping(p.bluePod, p.blueGateway)
