@@ -262,7 +262,7 @@ func (a *applier) other(step plan.Step) error {
 		if a.k.unprotected {
 			return errUnprotected
 		}
-		return a.k.raiseLink(s.Name, s.Of)
+		return a.k.raiseLink(s.Name)
 	case plan.DelLink:
 		return a.k.delLink(s.Name)
 	case plan.AddAddr:

@@ -143,8 +143,8 @@ func ourLink(l linkInfo, names map[int]string) (plan.Link, bool) {
 	}, true
 }
 
-// makeLink makes a link, which is down, or mends one that exists. A link that is
-// down counts as half-made after a crash.
+// makeLink makes a link, which is down, or mends one that exists, and names its
+// tenant. A link that is down counts as half-made after a crash.
 func (k *Kernel) makeLink(l plan.Link) error {
 	parent, err := k.linkIndex(l.Parent)
 	if err != nil {
@@ -162,11 +162,10 @@ func (k *Kernel) makeLink(l plan.Link) error {
 	if err := k.setIPv6(l); err != nil {
 		return err
 	}
-	if !exists { // for a new one the rest would only cost a look at all others
-		return nil
+	req = k.nameLink(l)
+	if exists { // for a new one it would only cost a look at all others
+		req.AddData(macvlanInfo())
 	}
-	req = k.setLink(l.Name, 0)
-	req.AddData(macvlanInfo())
 	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("set link: %w (is there a foreign link of this name?)", err)
 	}
@@ -188,19 +187,21 @@ func (k *Kernel) newLink(l plan.Link, parent int) (*nl.NetlinkRequest, error) {
 	return req, nil
 }
 
-// raiseLink sets a link up, and names its tenant.
-func (k *Kernel) raiseLink(name, owner string) error {
-	if _, err := k.linkUp(name, owner).Execute(unix.NETLINK_ROUTE, 0); err != nil {
+// nameLink is the request that names the tenant. It is one of its own, while the
+// link is down: the kernel takes no name where it makes a link, and tells all that
+// listen of the name of a link that is up; IPv6 then goes over all routes.
+func (k *Kernel) nameLink(l plan.Link) *nl.NetlinkRequest {
+	req := k.setLink(l.Name, 0)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(l.Tenant)))
+	return req
+}
+
+// raiseLink sets a link up.
+func (k *Kernel) raiseLink(name string) error {
+	if _, err := k.setLink(name, unix.IFF_UP).Execute(unix.NETLINK_ROUTE, 0); err != nil {
 		return fmt.Errorf("set link up: %w", err)
 	}
 	return nil
-}
-
-// linkUp is the request for that.
-func (k *Kernel) linkUp(name, owner string) *nl.NetlinkRequest {
-	req := k.setLink(name, unix.IFF_UP)
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(owner)))
-	return req
 }
 
 // setLink begins a request that changes a link and sets flags.

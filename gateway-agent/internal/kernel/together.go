@@ -44,11 +44,22 @@ func requestRow(steps []plan.Step) int {
 // itself, which finds out why, and whether that is a failure.
 func (a *applier) requests(row []plan.Step) {
 	taken := a.together(row)
+	var made []plan.Step
+	var names []*nl.NetlinkRequest
 	for i, s := range row {
 		if !taken[i] {
 			a.fail(s, a.other(s))
-		} else if l, made := s.(plan.MakeLink); made {
-			a.fail(s, a.k.setIPv6(l.Link))
+		} else if l, is := s.(plan.MakeLink); is {
+			if err := a.k.setIPv6(l.Link); err != nil {
+				a.fail(s, err)
+				continue
+			}
+			made, names = append(made, s), append(names, a.k.nameLink(l.Link))
+		}
+	}
+	for i, named := range a.k.execute(names) {
+		if !named {
+			a.fail(made[i], a.other(made[i]))
 		}
 	}
 }
@@ -103,7 +114,7 @@ func (k *Kernel) requestFor(s plan.Step, indices map[string]int) (*nl.NetlinkReq
 		}
 		return k.newAddr(s.Addr, dev), nil
 	case plan.RaiseLink:
-		return k.linkUp(s.Name, s.Of), nil
+		return k.setLink(s.Name, unix.IFF_UP), nil
 	}
 	return nil, unix.EOPNOTSUPP
 }

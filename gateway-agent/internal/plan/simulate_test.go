@@ -97,9 +97,9 @@ func (w *world) apply(step Step) error {
 		}
 		l := t.Link
 		if have, ok := s.Links[l.Name]; ok {
-			l.Ready, l.Tenant = have.Ready, have.Tenant
+			l.Ready = have.Ready
 		} else {
-			l.Ready, l.Tenant = false, ""
+			l.Ready = false
 		}
 		s.Links[l.Name] = l
 	case RaiseLink:
@@ -112,7 +112,7 @@ func (w *world) apply(step Step) error {
 				return fmt.Errorf("another link with this MAC is up")
 			}
 		}
-		l.Ready, l.Tenant = true, t.Of
+		l.Ready = true
 		s.Links[l.Name] = l
 	case DelLink:
 		delete(s.Links, t.Name)

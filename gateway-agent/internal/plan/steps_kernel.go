@@ -66,11 +66,11 @@ type SetHook struct {
 	Stale []string
 }
 
-// MakeLink makes a link, which is down, or mends one that exists. While a link is
-// down, the NIC takes no frame for it.
+// MakeLink makes a link, which is down, or mends one that exists, and names its
+// tenant. While a link is down, the NIC takes no frame for it.
 type MakeLink struct{ Link Link }
 
-// RaiseLink sets a link up, and names its tenant.
+// RaiseLink sets a link up.
 type RaiseLink struct{ Of, Name string }
 
 // DelLink removes a link with its addresses.
@@ -257,9 +257,10 @@ func (s MakeLink) String() string {
 	if !l.IPv6 {
 		ipv6 = fmt.Sprintf(" && sysctl -w net.ipv6.conf.%s.disable_ipv6=1", l.Name)
 	}
-	return fmt.Sprintf("ip link add link %s name %s address %s type macvlan mode private bcqueuelen 0%s", l.Parent, l.Name, l.MAC, ipv6)
+	return fmt.Sprintf("ip link add link %s name %s address %s type macvlan mode private bcqueuelen 0%s && ip link set %s alias %s",
+		l.Parent, l.Name, l.MAC, ipv6, l.Name, l.Tenant)
 }
-func (s RaiseLink) String() string { return fmt.Sprintf("ip link set %s alias %s up", s.Name, s.Of) }
+func (s RaiseLink) String() string { return fmt.Sprintf("ip link set %s up", s.Name) }
 func (s DelLink) String() string   { return "ip link delete " + s.Name }
 func (s AddAddr) String() string {
 	label := " nodad preferred_lft 0"

@@ -206,15 +206,15 @@ func (k *fakeKernel) applyMore(s plan.Step) error {
 			k.state.Hooks[s.ID] = []plan.Hook{{Position: 1, Rule: s.Rule}}
 		}
 	case plan.MakeLink:
-		l, have := s.Link, k.state.Links[s.Link.Name]
-		l.Ready, l.Tenant = have.Ready, have.Tenant
+		l := s.Link
+		l.Ready = k.state.Links[l.Name].Ready
 		k.state.Links[l.Name] = l
 	case plan.RaiseLink:
 		l, ok := k.state.Links[s.Name]
 		if !ok {
 			return fmt.Errorf("no link %s", s.Name)
 		}
-		l.Ready, l.Tenant = true, s.Of
+		l.Ready = true
 		k.state.Links[s.Name] = l
 	case plan.DelLink:
 		delete(k.state.Links, s.Name)
