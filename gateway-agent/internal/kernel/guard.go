@@ -13,8 +13,9 @@ import (
 )
 
 // odd ends the name of a set that is seen beside one that holds what no plan can
-// write or change element by element. No plan has a set of that name, so that
-// the guard is made anew.
+// write or change element by element, and is that of one that is seen where the
+// whole table is switched off. No plan has a set of that name, so that the guard
+// is made anew.
 const odd = "!"
 
 // readGuard reads the guard. If ctx ends it gives up soon.
@@ -27,6 +28,11 @@ func (k *Kernel) readGuard(ctx context.Context) (plan.Guard, error) {
 		}
 		for _, r := range rules {
 			g.Rules = append(g.Rules, plan.GuardRule{Chain: r.chain, Comment: r.comment})
+		}
+		if dormant, err := l.dormant(); err != nil {
+			return g, err
+		} else if dormant {
+			g.Sets[odd] = plan.GuardSet{}
 		}
 		sets, _, err := l.sets()
 		for _, s := range sets {

@@ -166,17 +166,22 @@ func TestTablesAreReadAsListed(t *testing.T) {
 		`nft add element inet egw-guard nodes4 '{ 198.51.100.8 comment "somebody else" }'`,
 		`nft add rule inet egw-guard exit accept; nft add rule inet egw-guard input counter comment '"#"'`,
 		`nft add set inet egw-guard other '{ type inet_service; }'`,
+		`nft add table inet other '{ flags dormant; }'; nft add table ip egw-guard '{ flags dormant; }'`,
 		`nft add element netdev egw-neigh link4 '{ 192.0.2.7 : 02:00:00:00:00:07 }'`,
 	} {
 		l.gw.Run(foreign)
 		l.asListed(foreign)
+	}
+	if got := l.observe().Guard.Sets["!"]; got != nil {
+		t.Error("the guard is taken for switched off, as others are")
 	}
 	l.serve(in)
 	l.asListed("repaired")
 }
 
 // TestOddElementsGo: what somebody adds to the sets of the guard that no plan could
-// write is found and goes, whatever it would do there.
+// write is found and goes, whatever it would do there, and a table that somebody
+// switched off is on again.
 func TestOddElementsGo(t *testing.T) {
 	l := newLab(t, "iptables-nft")
 	in := l.dual("iptables-nft")
@@ -193,6 +198,8 @@ func TestOddElementsGo(t *testing.T) {
 		add + `owners6 '{ "0x7" . 0x1 . fd00:55::113 }'`,
 		add + `links4 '{ "0x7" : 0x1 }'`,
 		add + `translate4 '{ * : 192.168.55.114 }'`,
+		"nft add table inet egw-guard '{ flags dormant; }'",
+		"nft add table netdev egw-neigh '{ flags dormant; }'",
 		add + `pods4 '{ 100.64.0.5-100.64.0.9 }'`,
 		add + `pods6 '{ fd03::5-fd03::9 }'`,
 		"nft add set inet egw-guard other '{ type mark; }'",

@@ -38,6 +38,11 @@ func (k *Kernel) readNeighbours(ctx context.Context) (plan.Neighbours, error) {
 				return n, err
 			}
 		}
+		if dormant, err := l.dormant(); err != nil {
+			return n, err
+		} else if dormant {
+			shapes = append(shapes, "switched off")
+		}
 		rules, err := l.rules()
 		for _, r := range rules {
 			shapes = append(shapes, r.comment)

@@ -18,6 +18,9 @@ import (
 
 // What is not in golang.org/x/sys (linux/netfilter/nf_tables.h).
 const (
+	nftaTableName          = 1  // NFTA_TABLE_NAME
+	nftaTableFlags         = 2  // NFTA_TABLE_FLAGS
+	nftTableDormant        = 1  // NFT_TABLE_F_DORMANT
 	nftaSetElemKeyEnd      = 10 // NFTA_SET_ELEM_KEY_END
 	nftaSetElemExpressions = 11 // NFTA_SET_ELEM_EXPRESSIONS
 	udataRuleComment       = 0  // NFTNL_UDATA_RULE_COMMENT (libnftnl/udata.h)
@@ -54,6 +57,18 @@ const setShape = unix.NFT_SET_ANONYMOUS | unix.NFT_SET_INTERVAL | unix.NFT_SET_M
 type nftList struct {
 	*lister
 	table nftTable
+}
+
+// dormant tells whether the table is there but switched off: packets meet nothing
+// of it.
+func (l nftList) dormant() (is bool, err error) {
+	err = l.ask(unix.NFT_MSG_GETTABLE, func(body []byte) error {
+		if flags := find(body, nftaTableFlags); text(find(body, nftaTableName)) == l.table.name && len(flags) == 4 {
+			is = binary.BigEndian.Uint32(flags)&nftTableDormant != 0
+		}
+		return nil
+	})
+	return is, err
 }
 
 // rules returns the rules of a table, none if there is no table.
