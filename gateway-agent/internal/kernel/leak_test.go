@@ -27,7 +27,8 @@ func (l *lab) trafficTo(server string, pods ...string) (stop func()) {
 			long, err := l.node1.Dial(network, pod, server)
 			wg.Go(func() {
 				for ctx.Err() == nil {
-					if err == nil {
+					if err == nil { // one that is refused in silence takes no more at some time
+						_ = long.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
 						_, _ = long.Write([]byte("."))
 					}
 					if c, err := l.node1.Dial("udp", pod, server); err == nil {
