@@ -92,16 +92,25 @@ type Options struct {
 
 // Backend says which iptables Options.Backend stands for, with its version: "1.8.9 (nf_tables)".
 func Backend(ctx context.Context, backend string) (string, error) {
-	program := "iptables"
-	if backend != "" {
-		program += "-" + backend
-	}
+	program := iptables(tenant.IPv4, backend)
 	out, err := exec.CommandContext(ctx, program, "--version").Output()
 	if err != nil {
 		return "", fmt.Errorf("%s --version: %w", program, err)
 	}
 	_, version, _ := strings.Cut(strings.TrimSpace(string(out)), " v")
 	return version, nil
+}
+
+// iptables names the program for a family: that of a backend, or the machine's.
+func iptables(f tenant.Family, backend string) string {
+	program := "iptables"
+	if f == tenant.IPv6 {
+		program = "ip6tables"
+	}
+	if backend != "" {
+		program += "-" + backend
+	}
+	return program
 }
 
 // Run measures. It needs root, and removes all that it made.

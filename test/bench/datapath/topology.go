@@ -337,11 +337,7 @@ func (t *topology) linearRules(ctx context.Context, g gateway, backend string) e
 		fmt.Fprintf(&nat, "-A POSTROUTING -o %s -m mark --mark %d -j SNAT --to-source %s\n", externalNIC, i+1, g.egressIP(i))
 	}
 	rules := "*mangle\n" + mangle.String() + "COMMIT\n*nat\n" + nat.String() + "COMMIT\n"
-	program := "iptables-"
-	if t.family == tenant.IPv6 {
-		program = "ip6tables-"
-	}
-	return run(ctx, g.ns, rules, program+cmp.Or(backend, "nft")+"-restore")
+	return run(ctx, g.ns, rules, iptables(t.family, cmp.Or(backend, "nft"))+"-restore")
 }
 
 func link(i int) string { return fmt.Sprintf("eg%03x", i+1) }

@@ -5,8 +5,6 @@ package datapath
 import (
 	"context"
 	"slices"
-
-	"egress-gateway.io/shared/tenant"
 )
 
 // Unguarded is our gateway once its guards are taken away: what is left marks
@@ -26,14 +24,7 @@ func inOrder(rules []string) []string {
 // unguard takes the guards away from the gateway that the agent programmed.
 func (t *topology) unguard(ctx context.Context, backend string) error {
 	ns := t.gateway(Ours).ns
-	program := "iptables"
-	if t.family == tenant.IPv6 {
-		program = "ip6tables"
-	}
-	if backend != "" {
-		program += "-" + backend
-	}
-	if err := run(ctx, ns, "", program, "-F", "FORWARD"); err != nil {
+	if err := run(ctx, ns, "", iptables(t.family, backend), "-F", "FORWARD"); err != nil {
 		return err
 	}
 	lines := ""
