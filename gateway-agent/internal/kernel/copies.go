@@ -34,7 +34,7 @@ func (k *Kernel) broadcastCopied(ctx context.Context) Check {
 		}
 	}
 	for _, l := range k.mirror.links {
-		used, told, err := askQueue(l.Name)
+		used, told, err := k.askQueue(l.Name)
 		switch {
 		case errors.Is(err, unix.ENODEV): // gone since
 			continue
@@ -99,8 +99,8 @@ func (k *Kernel) queueAskers(nic string) (askers []string, settled bool, err err
 
 // askQueue returns how long the queue for broadcast is at the NIC of a macvlan.
 // Kernels before 5.11 do not tell.
-func askQueue(name string) (used uint32, told bool, err error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+func (k *Kernel) askQueue(name string) (used uint32, told bool, err error) {
+	req := k.request(unix.RTM_GETLINK, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(rtextFilterSkipStats)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
