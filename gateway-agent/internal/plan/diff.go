@@ -105,6 +105,8 @@ type differ struct {
 	owners map[uint32]string
 	// wantMark is the mark that an egress IP will belong to.
 	wantMark map[netip.Addr]uint32
+	// addrs are those that are wanted, in order.
+	addrs []Addr
 	// present are the addresses that any link or NIC has.
 	present map[netip.Addr]bool
 	// mid and hooks are the chains and hooks as the steps so far leave them, early
@@ -136,6 +138,7 @@ func (d *differ) bindings() {
 	for b := range d.wantBound {
 		d.wantMark[b.ip] = b.mark
 	}
+	d.addrs = sortedFunc(d.want.Addrs, compareAddr)
 	d.present = make(map[netip.Addr]bool, len(d.have.Addrs))
 	for a := range d.have.Addrs {
 		d.present[a.IP] = true
@@ -241,7 +244,7 @@ func (d *differ) isLink(dev string) bool {
 
 // egressCome adds the egress IPs that come, those that are late or the others.
 func (d *differ) egressCome(late bool) {
-	for _, a := range sortedFunc(d.want.Addrs, compareAddr) {
+	for _, a := range d.addrs {
 		if _, ok := d.have.Addrs[a]; !ok && !d.isLink(a.Dev) && d.late6(a) == late {
 			d.add(AddAddr{d.want.Addrs[a], a})
 			d.announce = append(d.announce, AnnounceAddr{d.want.Addrs[a], a.Dev, a.IP})
@@ -305,7 +308,7 @@ func (d *differ) lacks(name string) bool {
 // gatewaysCome adds the gateway IPs of a family that come, and announces what has
 // come until then.
 func (d *differ) gatewaysCome(f tenant.Family) {
-	for _, a := range sortedFunc(d.want.Addrs, compareAddr) {
+	for _, a := range d.addrs {
 		_, have := d.have.Addrs[a]
 		if tenant.FamilyOf(a.IP) == f && d.isLink(a.Dev) && !(have && d.stays(a.Dev)) {
 			d.add(AddAddr{d.want.Addrs[a], a})
